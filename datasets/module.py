@@ -1,0 +1,196 @@
+"""Data sets as Lightning data modules: what they share is said once, here; a data set adds how its images are had."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from snail.episodes import Episode
+
+from .images import Images
+from .sampler import Episodes, EpisodeSampler, IndexBatches, choose_shots
+
+__all__ = ["EpisodeData"]
+
+
+class EpisodeData(LightningDataModule, ABC):
+    """Episodes of a data set, for training, validation and test.
+
+    Args:
+        ways: Classes in an episode.
+        train_shots: Fewest and most examples of a class in training; a number between them is drawn for each
+            optimiser step.
+        queries: Query images of each class in a training episode.
+        batch_size: Training episodes in a step, on each device.
+        steps_per_epoch: Optimiser steps between two validations.
+        eval_shots: Numbers of examples of a class that are scored, each by itself.
+        eval_queries: Query images of each class in a scored episode.
+        val_episodes: Validation episodes a number of shots.
+        test_episodes: Test episodes a number of shots; 10,000 if not given, 1,000 on the built-in data.
+        seed: Seed of all episodes.
+    """
+
+    dataset: str
+    """The data set's name in results."""
+    split: str
+    """How its classes are parted, as named in results."""
+    default_test_episodes: int = 10_000
+
+    def __init__(
+        self,
+        ways: int = 5,
+        train_shots: tuple[int, int] = (1, 5),
+        queries: int = 1,
+        batch_size: int = 32,
+        steps_per_epoch: int = 250,
+        eval_shots: list[int] = [1, 5],  # noqa: B006 (never changed; a tuple would not read well in a YAML)
+        eval_queries: int = 1,
+        val_episodes: int = 1000,
+        test_episodes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        low, high = train_shots
+        if not 1 <= low <= high:
+            raise ValueError(f"train_shots is {list(train_shots)}; it must be [fewest, most] with 1 <= fewest <= most")
+        if not eval_shots:
+            raise ValueError("eval_shots is empty; name at least one number of shots, such as [1, 5]")
+        if batch_size < 1 or steps_per_epoch < 1:
+            raise ValueError(
+                f"batch_size is {batch_size} and steps_per_epoch is {steps_per_epoch}; both must be at least 1"
+            )
+        self.ways, self.train_shots, self.queries = ways, range(low, high + 1), queries
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
+        self.eval_shots, self.eval_queries = tuple(eval_shots), eval_queries
+        self.eval_episodes = {"val": val_episodes, "test": test_episodes or self.default_test_episodes}
+        self.seed = seed
+        self._images: dict[str, Images] = {}
+
+    # -- what a data set adds ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, part: str) -> Images:
+        """The images of ``train``, ``val`` or ``test``."""
+
+    # -- what every data set then has --------------------------------------------------------------------------
+
+    def images(self, part: str) -> Images:
+        """The images of ``train``, ``val`` or ``test``, loaded once.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        if part not in ("train", "val", "test"):
+            raise ValueError(f"there is no part {part!r}; choose train, val or test")
+        if part not in self._images:
+            images = self.load(part)
+            if self.trainer is not None:  # sampled and scaled where the computing is done
+                images = images.to(self.trainer.strategy.root_device)
+            self._images[part] = images
+        return self._images[part]
+
+    def episodes(
+        self,
+        part: str,
+        *,
+        shots: int,
+        ways: int | None = None,
+        queries: int | None = None,
+        count: int | None = None,
+        seed: int | None = None,
+    ) -> Episodes:
+        """Seeded episodes of a part, ready to be scored; what is not given is as the data set was set up."""
+        return Episodes.of(
+            self.images(part),
+            dataset=self.dataset,
+            split=self.split_name(part),
+            ways=self.ways if ways is None else ways,
+            shots=shots,
+            queries=self.eval_queries if queries is None else queries,
+            count=self.eval_episodes.get(part, 1000) if count is None else count,
+            seed=self.seed if seed is None else seed,
+        )
+
+    def split_name(self, part: str) -> str:
+        """Such as ``vinyals/test``."""
+        return f"{self.split}/{part}"
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Endless training batches, cut into epochs; which come next depends on the optimiser step alone."""
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("train_dataloader needs a Lightning trainer; use episodes(...) without one")
+        images, name = self.images("train"), f"{self.dataset}/{self.split_name('train')}"
+        samplers = {
+            shots: EpisodeSampler(
+                images, name, ways=self.ways, shots=shots, queries=self.queries, seed=self.seed
+            )
+            for shots in self.train_shots
+        }
+        accumulate = trainer.accumulate_grad_batches
+        return TrainingBatches(
+            samplers,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            accumulate=accumulate,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            length=self.steps_per_epoch * accumulate,
+            position=lambda: trainer.global_step * accumulate,
+        )
+
+    def val_dataloader(self) -> list[IndexBatches]:
+        """One loader for each number of shots."""
+        return [self.episodes("val", shots=shots).index_batches for shots in self.eval_shots]
+
+    def test_dataloader(self) -> list[IndexBatches]:
+        """One loader for each number of shots."""
+        return [self.episodes("test", shots=shots).index_batches for shots in self.eval_shots]
+
+    def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
+        """Put images in the place of indices in training; a scorer does so itself, once for each image."""
+        if self.trainer is not None and self.trainer.training:
+            return batch.map_items(self.images("train").take)
+        return batch
+
+
+@dataclass(eq=False)
+class TrainingBatches:
+    """Batches of training episodes (of indices) without end, from wherever ``position`` says.
+
+    Batch number j of the run, counted over all ranks, holds episodes ``j * B`` to ``(j + 1) * B - 1`` for B =
+    ``world * batch_size``, of which each rank takes its ``batch_size``. ``accumulate`` batches make an optimiser
+    step and share its number of shots.
+    """
+
+    samplers: dict[int, EpisodeSampler]
+    seed: int
+    batch_size: int
+    accumulate: int
+    rank: int
+    world: int
+    length: int
+    position: Callable[[], int]
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Batches from the current position on."""
+        for j in itertools.count(self.position()):
+            shots = choose_shots(sorted(self.samplers), self.seed, j // self.accumulate)
+            start = (j * self.world + self.rank) * self.batch_size
+            yield self.samplers[shots].draw(start, start + self.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is the trainer's. Its presence tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""

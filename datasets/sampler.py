@@ -1,0 +1,199 @@
+"""The episode sampler: an episode is a pure function of its data, its shape, a seed and its index.
+
+Nothing is carried from one draw to the next, so episodes are the same on any number of workers, processes or
+restarts. Axes: ``b`` episode, ``n`` ways, ``k`` shots, ``s`` support items, ``q`` query items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .images import Images, split_hash
+from snail.episodes import Episode
+
+__all__ = ["EpisodeSampler", "Episodes"]
+
+
+class EpisodeSampler:
+    """Draws episodes of image indices.
+
+    In each episode the classes are drawn at random and numbered in the order of the draw, so a class carries every
+    label equally often; its images are drawn without repetition, and support and queries are each shuffled.
+
+    Args:
+        images: The split to draw from.
+        name: What the data are called, such as ``"omniglot/vinyals/test"``; part of what seeds the draw.
+        ways: Classes n in an episode.
+        shots: Support images k of each class.
+        queries: Query images of each class; an episode has ``q = ways * queries``.
+        seed: Any integer from 0.
+
+    Raises:
+        ValueError: If the split has too few classes, or a class too few images, or a size is not positive.
+    """
+
+    def __init__(self, images: Images, name: str, *, ways: int, shots: int, queries: int, seed: int) -> None:
+        for what, value, least in (("ways", ways, 1), ("shots", shots, 1), ("queries", queries, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{what} is {value}; it must be at least {least}")
+        if ways > len(images.class_names):
+            raise ValueError(f"{ways} ways are asked of {name!r}, which has {len(images.class_names)} classes")
+        scarcest = int(np.argmin(images.counts))
+        if shots + queries > images.counts[scarcest]:
+            raise ValueError(
+                f"{shots} shots and {queries} queries need {shots + queries} images a class, but class "
+                f"{images.class_names[scarcest]!r} of {name!r} has {images.counts[scarcest]}"
+            )
+        self.ways, self.shots, self.queries = ways, shots, queries
+        identity = f"{name}|{split_hash(images.class_names)}|{ways}|{shots}|{queries}|{seed}"
+        self._key = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:16], "little")
+        self._counts = np.array(images.counts, dtype=np.uint64)
+        self._first = np.concatenate([[0], np.cumsum(self._counts)[:-1]]).astype(np.int64)
+        # How many random numbers an episode uses: classes, images of each, order of support, order of queries.
+        per_class = shots + queries
+        self._uses = (ways, ways * per_class, ways * shots, ways * queries)
+        self._blocks = -(-sum(self._uses) // 4)  # the generator counts in blocks of four
+
+    def draw(self, start: int, stop: int) -> Episode:
+        """Episodes ``start`` to ``stop - 1`` as one batch, its items int64 indices ``(b, s)`` and ``(b, q)``."""
+        b, n, k = stop - start, self.ways, self.shots
+        numbers = np.random.Philox(key=self._key, counter=start * self._blocks).random_raw(b * self._blocks * 4)
+        numbers = numbers.reshape(b, -1)
+        for_classes, for_images, for_support, for_queries = np.split(
+            numbers[:, : sum(self._uses)], np.cumsum(self._uses)[:-1], axis=1
+        )
+        classes = _distinct(for_classes, np.full(b, len(self._counts), dtype=np.uint64), n)  # (b, n)
+        chosen = _distinct(for_images.reshape(b, n, -1), self._counts[classes], k + self.queries)
+        chosen += self._first[classes][..., None]  # (b, n, k + queries), now indices into the pool
+        labels = np.broadcast_to(np.arange(n)[:, None], chosen.shape)
+        support, support_y = _shuffled(chosen[..., :k], labels[..., :k], for_support)
+        query, query_y = _shuffled(chosen[..., k:], labels[..., k:], for_queries)
+        return Episode(*map(torch.from_numpy, (support, support_y, query, query_y)), ways=n)
+
+
+def _distinct(numbers: NDArray[np.uint64], sizes: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    """``count`` different integers below ``sizes`` ``(...)``, each order equally likely, from ``numbers`` ``(..., count)``.
+
+    The j-th is drawn among the size - j that are left: it skips past each smaller one that was taken before.
+    """
+    drawn = np.empty((*sizes.shape, count), dtype=np.int64)
+    taken = np.empty_like(drawn)  # what was drawn before, kept in rising order
+    for j in range(count):
+        value = (numbers[..., j] % (sizes - np.uint64(j))).astype(np.int64)
+        for i in range(j):
+            value += value >= taken[..., i]
+        drawn[..., j] = value
+        taken[..., j] = value
+        for i in range(j, 0, -1):  # one pass of insertion keeps `taken` sorted
+            low, high = np.minimum(taken[..., i - 1], taken[..., i]), np.maximum(taken[..., i - 1], taken[..., i])
+            taken[..., i - 1], taken[..., i] = low, high
+    return drawn
+
+
+def _shuffled(
+    items: NDArray[np.int64], labels: NDArray[np.int64], numbers: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Items and labels ``(b, n, each)`` in one random order an episode, ``(b, n * each)``."""
+    order = np.argsort(numbers, axis=1, kind="stable")
+    b = len(order)
+    return (
+        np.take_along_axis(items.reshape(b, -1), order, axis=1),
+        np.take_along_axis(labels.reshape(b, -1), order, axis=1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """A fixed number of seeded episodes of a split, such as those that a result is quoted on.
+
+    Iterating yields batches of ready episodes, images as floats in [0, 1]. ``snail.evaluate`` reads the batches of
+    indices instead and embeds each image once.
+
+    Args:
+        images: The pool that the indices point into.
+        sampler: Draws the indices.
+        count: Number of episodes E; indices 0 to E - 1.
+        batch_size: Episodes in a batch.
+        facts: What identifies the episodes in a result: data set, split and its hash, ways, shots, queries, seed.
+
+    Raises:
+        ValueError: If ``count`` or ``batch_size`` is not positive.
+    """
+
+    images: Images
+    sampler: EpisodeSampler
+    count: int
+    batch_size: int
+    facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch_size < 1:
+            raise ValueError(f"{self.count} episodes in batches of {self.batch_size}; both must be at least 1")
+
+    @classmethod
+    def of(
+        cls,
+        images: Images,
+        *,
+        dataset: str,
+        split: str,
+        ways: int,
+        shots: int,
+        queries: int,
+        count: int,
+        seed: int,
+        batch_size: int = 100,
+    ) -> Episodes:
+        """Episodes of ``images``; see ``EpisodeSampler`` for the arguments and the errors."""
+        facts = {"dataset": dataset, "split": split, "split_hash": split_hash(images.class_names)}
+        facts |= {"ways": ways, "shots": shots, "queries": queries, "episodes": count, "seed": seed}
+        sampler = EpisodeSampler(images, f"{dataset}/{split}", ways=ways, shots=shots, queries=queries, seed=seed)
+        return cls(images, sampler, count, batch_size, facts)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Batches of ready episodes."""
+        return (batch.map_items(self.images.take) for batch in self.index_batches)
+
+    def __getitem__(self, index: int) -> Episode:
+        """The single episode ``index`` as a batch of one, images ready."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"episode {index} of {self.count}")
+        return self.sampler.draw(index, index + 1).map_items(self.images.take)
+
+    @property
+    def index_batches(self) -> IndexBatches:
+        """The batches with indices into ``images`` for items."""
+        return IndexBatches(self)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexBatches:
+    """The batches of ``episodes``, items left as indices into ``episodes.images``."""
+
+    episodes: Episodes
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.episodes)
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Batches of episodes of indices, in the order of their index."""
+        for start in range(0, self.episodes.count, self.episodes.batch_size):
+            yield self.episodes.sampler.draw(start, min(start + self.episodes.batch_size, self.episodes.count))
+
+
+def choose_shots(shots: Sequence[int], seed: int, step: int) -> int:
+    """The number of shots that all of optimiser step ``step`` uses, one of ``shots``, each equally likely."""
+    digest = hashlib.sha256(f"shots|{seed}|{step}".encode()).digest()
+    return shots[int.from_bytes(digest[:8], "little") % len(shots)]

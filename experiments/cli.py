@@ -1,0 +1,435 @@
+"""The ``snail`` command: train, validate and test a few-shot learner from the terminal.
+
+It is a LightningCLI, so every trainer flag works. What is added: configs by bare name, run folders, checkpoints that
+bring their own config, errors in one sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from snail import NearestNeighbour, evaluate
+from snail.datasets import EpisodeData, Glyphs
+from snail.evaluation import Result, merge_results, results_table
+from snail.module import FewShot
+
+from .levers import bf16_is_fast, keep_memory
+from .runs import (
+    AtomicCheckpointIO,
+    KeepCheckpoints,
+    KeepConfig,
+    checkpoint_config,
+    file_hash,
+    find_checkpoint,
+    latest_run,
+    new_run,
+    read_checkpoint,
+)
+from .terminal import MetricsCsv, RunProgress, quiet
+
+__all__ = ["main"]
+
+RUNS = Path("runs")
+BUILT_IN = "glyphs_5way"  # what `snail fit` without a config is called
+
+HELP = """usage: snail <command> [options]
+
+Few-shot learning with SNAIL.
+
+commands:
+  fit        train; with no option at all: SNAIL on the built-in data, tested at the end
+  validate   score a run on validation classes    (--ckpt_path RUN)
+  test       score a run on test classes          (--ckpt_path RUN)
+  configs    list the configs that ship with the package, with the figure each should give
+  benchmark  time a training step and a streamed step against the plain way
+
+`snail <command> --help` explains the options. --debug anywhere shows the traceback of an error."""
+
+
+class SnailCLI(LightningCLI):
+    """LightningCLI over ``FewShot`` and ``EpisodeData``.
+
+    Args:
+        args: The command line, without the program's name.
+        name: What to call the run if ``--name`` does not.
+        checkpoint: The checkpoint that ``--ckpt_path`` was found to mean.
+    """
+
+    def __init__(self, args: Sequence[str], *, name: str, checkpoint: Path | None) -> None:
+        self.default_name = name
+        self.checkpoint = checkpoint
+        parser = {"exit_on_error": False}
+        super().__init__(
+            FewShot,
+            EpisodeData,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": 20,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 25,
+            },
+            parser_kwargs={"prog": "snail", **parser, **{command: parser for command in self.subcommands()}},
+            args=list(args),
+        )
+
+    # -- the options -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods that are commands, and which of their arguments are not options."""
+        same = {"model", "datamodule", "weights_only", "verbose"}
+        return {
+            "fit": same | {"train_dataloaders", "val_dataloaders"},
+            "validate": same | {"dataloaders"},
+            "test": same | {"dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options beside those of trainer, model and data; what the model takes from the data."""
+        parser.add_argument("--name", type=str, default=self.default_name,
+                            help="Name of the run; its folder is runs/<name>.")  # fmt: skip
+        parser.add_argument("--checkpoint_minutes", type=float, default=2.0,
+                            help="Minutes between two checkpoints within an epoch; 0 for one after every step.")  # fmt: skip
+        parser.add_argument("--keep_memory", type=bool, default=True,
+                            help="Let the C library keep freed memory (glibc; faster on the CPU).")  # fmt: skip
+        parser.set_defaults(
+            {
+                "data": {"class_path": "snail.datasets.Glyphs"},
+                "model.learner": {
+                    "class_path": "snail.SNAIL",
+                    "init_args": {"embedding": {"class_path": "snail.Conv4"}, "embedding_dim": 64},
+                },
+            }
+        )
+        parser.link_arguments("data.init_args.ways", "model.learner.init_args.ways")
+        parser.link_arguments(
+            ("data.init_args.train_shots", "data.init_args.eval_shots"),
+            "model.learner.init_args.max_shots",
+            compute_fn=lambda train, evaluated: max(*train, *evaluated),
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a copy of the parent's method without its warning about calls from Python."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's config came first on the command line."""
+
+    # -- making things -----------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Namespace:
+        """The options of the command that runs."""
+        options: Namespace = self.config[str(self.subcommand)]
+        return options
+
+    def before_instantiate_classes(self) -> None:
+        """Take the levers that change no result."""
+        if self.options.keep_memory:
+            keep_memory()
+        if self.options.trainer.precision is None and bf16_is_fast():
+            self.options.trainer.precision = "bf16-mixed"
+        if self.checkpoint is not None:
+            self.options.ckpt_path = str(self.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the run's folder behind it, which is made once all else is known to be in order."""
+        self.datamodule.prepare_data()
+        for part in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[str(self.subcommand)]:
+            self._check_episodes(part)
+        settings = self._get(self.config_init, "trainer")
+        if self.checkpoint is not None:
+            self.run = self.checkpoint.parent
+        elif settings["fast_dev_run"]:
+            self.run = RUNS / self.options.name  # Lightning writes nothing then
+        else:
+            self.run = new_run(RUNS, self.options.name)
+        callbacks: list[Any] = []
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(RunProgress())
+        if self.subcommand == "fit" and not settings["fast_dev_run"]:
+            callbacks.append(KeepConfig(self.run, self._config_text()))
+            if settings["enable_checkpointing"] is not False:
+                callbacks.append(KeepCheckpoints(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
+        kwargs |= {"callbacks": [*(settings["callbacks"] or []), *callbacks]}
+        kwargs |= {"plugins": [*_as_list(settings["plugins"]), AtomicCheckpointIO()]}
+        if settings["logger"] in (None, True):
+            kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
+        return super().instantiate_trainer(**kwargs)
+
+    def _check_episodes(self, part: str) -> None:
+        """Draw one episode of each kind, so that what cannot be drawn is said before anything starts."""
+        data = self.datamodule
+        kinds = [(shots, data.queries) for shots in data.train_shots] if part == "train" else [
+            (shots, data.eval_queries) for shots in data.eval_shots
+        ]  # fmt: skip
+        for shots, queries in kinds:
+            data.episodes(part, shots=shots, queries=queries)
+
+    def _config_text(self) -> str:
+        config = self.options.clone()
+        config.pop("config", None)
+        config.pop("ckpt_path", None)
+        text: str = self._parser(self.subcommand).dump(config, skip_none=True, skip_check=True, format="yaml")
+        return text
+
+    def _loggers(self) -> list[Any]:
+        loggers: list[Any] = [MetricsCsv(self.run)]
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            return loggers
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return [*loggers, TensorBoardLogger(str(self.run), name=None, version="tensorboard")]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        quietly = {} if subcommand == "fit" else {"verbose": False}
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | quietly
+        if self.checkpoint is not None:
+            kwargs["ckpt_path"] = str(self.checkpoint)
+        return kwargs
+
+    # -- the commands ------------------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """Say what starts, and keep the network as it is before training, for comparison."""
+        self.untrained = copy.deepcopy(self.model.learner)
+        size = sum(p.numel() for p in self.model.learner.parameters())
+        levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
+        print(
+            f"{self.model.learner.name}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
+            f"({self.datamodule.split}), {self.datamodule.ways}-way; {levers}; run folder {self.run}",
+            flush=True,
+        )
+
+    def after_fit(self) -> None:
+        """Draw, and test on the built-in data or say how to test."""
+        if self.trainer.fast_dev_run:
+            return
+        best = self.run / "best.ckpt"
+        metrics = self.run / "metrics.csv"
+        if metrics.exists():
+            from .pictures import draw_learning_curve
+
+            picture = self.run / "learning_curve.png"
+            draw_learning_curve(metrics, picture, chance=100 / self.datamodule.ways, title=self.run.name)
+            print(f"learning curve: {picture}")
+        if not best.exists():
+            return
+        trained = read_checkpoint(best)
+        self.model.load_state_dict(trained["state_dict"])
+        accuracy = trained["callbacks"]["KeepCheckpoints"]["best"]
+        print(f"best validation accuracy {accuracy:.2f} % at step {trained['global_step']}: {best}")
+        if isinstance(self.datamodule, Glyphs):
+            self._draw_episodes("test")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=str(best), verbose=False)
+            self._finish_scoring(best, [*self._comparisons(), *self.model.results])
+        else:
+            print(f"test it:  snail test --ckpt_path {self.run}")
+
+    def after_validate(self) -> None:
+        """Print and keep the results."""
+        self._finish_scoring(self.checkpoint, self.model.results)
+
+    def after_test(self) -> None:
+        """Print and keep the results."""
+        self._finish_scoring(self.checkpoint, self.model.results)
+
+    def _comparisons(self) -> list[Result]:
+        """What nothing learned scores on the same episodes: pixels compared, and the network before training."""
+        data = self.datamodule
+        return [
+            evaluate(learner, data.episodes("test", shots=shots), device=self.trainer.strategy.root_device, note=note)
+            for learner, note in (
+                (NearestNeighbour(data.ways), "on pixels"),
+                (self.untrained, "untrained"),
+            )
+            for shots in data.eval_shots
+        ]
+
+    def _draw_episodes(self, part: str) -> None:
+        from .pictures import draw_episodes
+
+        shots = min(self.datamodule.eval_shots)
+        picture = self.run / "episodes.png"
+        self.model.eval().cpu()
+        draw_episodes(
+            self.model.learner,
+            self.datamodule.episodes(part, shots=shots),
+            picture,
+            title=f"{self.datamodule.ways}-way {shots}-shot, {part} classes: label given, label answered",
+        )
+        print(f"episodes with answers: {picture}")
+
+    def _finish_scoring(self, checkpoint: Path | None, results: list[Result]) -> None:
+        digest = None if checkpoint is None else file_hash(checkpoint)
+        records = []
+        for result in results:
+            record = result.record()
+            if "note" in record:
+                record["learner"] = f"{record['learner']} {record.pop('note')}"
+            else:
+                record |= {"run": self.run.name, "checkpoint": digest, "precision": str(self.trainer.precision)}
+            records.append(record)
+        path = self.run / "results.json"
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            merge_results(path, records)
+        print(f"\n{results_table(records)}\n\nresults: {path}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the ``snail`` command.
+
+    Args:
+        args: The command line without the program's name; by default the process's own.
+
+    Returns:
+        The exit status: 0 if all went well.
+    """
+    argv = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in argv
+    argv = [arg for arg in argv if arg != "--debug"]
+    if not debug:
+        quiet()
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("interrupted; `snail fit` with the same options and --ckpt_path last goes on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"snail: error: {_one_sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command == "configs":
+        print(list_configs())
+        return 0
+    if command == "benchmark":
+        from .benchmark import main as benchmark
+
+        return benchmark(rest)
+    if command not in SnailCLI.subcommands():
+        known = ", ".join([*SnailCLI.subcommands(), "configs", "benchmark"])
+        raise ValueError(f"there is no command {command!r}; choose one of {known}")
+    if {"-h", "--help"} & set(rest) or any(arg.startswith("--print_config") for arg in rest):
+        SnailCLI([command, *_configs_by_name(rest)[0]], name=BUILT_IN, checkpoint=None)
+        return 0
+    rest, name = _configs_by_name(rest)
+    rest, trust = _take(rest, "--trust")
+    rest, given = _take(rest, "--ckpt_path")
+    checkpoint = None
+    if given:
+        _, names = _take(rest, "--name")
+        checkpoint = _checkpoint_meant(given[-1], command, names[-1] if names else name)
+        content = read_checkpoint(checkpoint)
+        config = checkpoint_config(content, checkpoint, trust)
+        rest = ["--config", yaml.safe_dump(config, sort_keys=False), *rest]
+        del content
+    elif command != "fit":
+        raise ValueError(f"`snail {command}` needs --ckpt_path RUN: a run's folder, such as {RUNS / name}, or a checkpoint")
+    SnailCLI([command, *rest], name=name, checkpoint=checkpoint)
+    return 0
+
+
+def _checkpoint_meant(given: str, command: str, name: str) -> Path:
+    prefer = "last.ckpt" if command == "fit" or given == "last" else "best.ckpt"
+    path = latest_run(RUNS, name) if given in ("last", "best") and not Path(given).exists() else Path(given)
+    return find_checkpoint(path, prefer=prefer)
+
+
+def _take(argv: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Take ``option VALUE`` and ``option=VALUE`` out of a command line: what is left, and the values."""
+    left, values, rest = [], [], iter(argv)
+    for arg in rest:
+        if arg == option:
+            value = next(rest, None)
+            if value is None:
+                raise ValueError(f"{option} needs a value")
+            values.append(value)
+        elif arg.startswith(f"{option}="):
+            values.append(arg.split("=", 1)[1])
+        else:
+            left.append(arg)
+    return left, values
+
+
+def _configs_by_name(argv: list[str]) -> tuple[list[str], str]:
+    """Put the path of a shipped config in the place of its bare name; also the last config's name."""
+    found, name, expects = [], BUILT_IN, False
+    for arg in argv:
+        if expects or arg.startswith("--config="):
+            value = arg.split("=", 1)[1] if not expects else arg
+            path = _config_path(value)
+            name = path.stem
+            arg = str(path) if expects else f"--config={path}"
+        expects = arg in ("--config", "-c")
+        found.append(arg)
+    return found, name
+
+
+def _config_path(value: str) -> Path:
+    path = Path(value)
+    if path.is_file():
+        return path
+    shipped = {file.name.removesuffix(".yaml"): file for file in _shipped_configs()}
+    if value in shipped:
+        return shipped[value]
+    raise FileNotFoundError(f"there is no config {value!r}: neither a file nor one of {', '.join(sorted(shipped))}")
+
+
+def _shipped_configs() -> list[Path]:
+    folder = resources.files("snail.experiments.configs")
+    return sorted(Path(str(file)) for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def list_configs() -> str:
+    """The shipped configs, each with the comment at its head."""
+    lines = []
+    for path in _shipped_configs():
+        head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        lines += [path.stem, *(f"    {line}" for line in head)]
+    return "\n".join(lines)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _one_sentence(error: Exception) -> str:
+    """An error's message on one line, without the candidates that a parser tried."""
+    text = str(error).strip() or type(error).__name__
+    if "Error(s) in loading state_dict" in text:
+        return "the checkpoint does not fit the model of its config and the options given; leave out options of the model"
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "- Expected a <class 'NoneType'>")
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(tuple(n.removeprefix("- ") for n in noise))]
+    return " ".join(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

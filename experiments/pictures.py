@@ -1,0 +1,92 @@
+"""The pictures of a run: how it learned, and what it was asked and answered."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+from snail.datasets import Episodes
+from snail.learner import Learner
+
+__all__ = ["draw_episodes", "draw_learning_curve"]
+
+BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
+
+
+def draw_learning_curve(metrics: Path, picture: Path, *, chance: float, title: str) -> None:
+    """Training loss and validation accuracy over optimiser steps, from a run's ``metrics.csv``.
+
+    Args:
+        metrics: The file to read.
+        picture: The PNG to write.
+        chance: Accuracy of guessing, in percent, drawn as a line.
+        title: What the run is called.
+    """
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def column(key: str) -> tuple[list[float], list[float]]:
+        points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        return [x for x, _ in points], [y for _, y in points]
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*column("train/loss"), color=GREY, linewidth=1)
+    left.set(title="training loss", xlabel="optimiser step", ylim=(0, None))
+    shots = sorted(
+        int(key.removeprefix("val/accuracy_").removesuffix("shot")) for key in rows[0] if key.startswith("val/accuracy_")
+    ) if rows else []  # fmt: skip
+    for number, color in zip(shots, (BLUE, ORANGE, *[GREY] * len(shots)), strict=False):
+        right.plot(*column(f"val/accuracy_{number}shot"), color=color, marker=".", label=f"{number}-shot")
+    right.axhline(chance, color=GREY, linestyle=":", label="chance")
+    right.set(title="validation accuracy, %", xlabel="optimiser step", ylim=(0, 100))
+    right.legend(loc="lower right", frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title: str, rows: int = 4) -> None:
+    """A few 1-query episodes: the support with its labels, each query with the answer and how sure it was.
+
+    Args:
+        learner: Answers.
+        episodes: The first ``rows`` of them are drawn, their first three queries each.
+        picture: The PNG to write.
+        title: What the picture shows.
+        rows: Number of episodes.
+    """
+    rows, asked = min(rows, episodes.count), 3
+    shown = [episodes[i] for i in range(rows)]
+    support_items, queries = shown[0].support_x.shape[1], min(asked, shown[0].query_x.shape[1])
+    columns = min(support_items, 10)
+    device = next((p.device for p in learner.parameters()), torch.device("cpu"))
+    figure = Figure(figsize=(0.95 * (columns + queries + 0.4), 1.3 * rows + 0.6), layout="constrained")
+    widths = [1] * columns + [0.4] + [1] * queries
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, episode in zip(grid, shown, strict=True):
+        with torch.no_grad():
+            answer = learner(*(x.to(device) for x in (episode.support_x, episode.support_y, episode.query_x)))
+        sure = answer[0].float().softmax(-1).cpu()
+        order = episode.support_y[0].argsort(stable=True)[:columns]
+        for axes, item in zip(row, order.tolist(), strict=False):
+            _image(axes, episode.support_x[0, item], str(int(episode.support_y[0, item])), "black")
+        for item in range(queries):
+            said, truth = int(sure[item].argmax()), int(episode.query_y[0, item])
+            text = f"{said}  {sure[item, said]:.0%}" if said == truth else f"{said}, is {truth}"
+            _image(row[columns + 1 + item], episode.query_x[0, item], text, BLUE if said == truth else ORANGE)
+    grid[0][0].annotate("support", (0, 1.45), xycoords="axes fraction", color=GREY)
+    grid[0][columns + 1].annotate("queries, answered", (0, 1.45), xycoords="axes fraction", color=GREY)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def _image(axes, image: torch.Tensor, text: str, color: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib's
+    axes.imshow(1 - image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_title(text, fontsize=9, color=color, pad=2)

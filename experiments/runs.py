@@ -1,0 +1,250 @@
+"""Run folders: where a run's config, metrics, checkpoints, pictures and results are, and how they are read again.
+
+Everything is written beside and renamed, so a kill leaves the old file or the new one. Nothing that is read can run
+code: checkpoints load with ``weights_only=True``, and the config inside one may name classes of trusted packages only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "KeepCheckpoints",
+    "KeepConfig",
+    "checkpoint_config",
+    "file_hash",
+    "find_checkpoint",
+    "latest_run",
+    "new_run",
+    "read_checkpoint",
+]
+
+TRUSTED = ("snail", "torch", "torchvision")
+CONFIG_KEY = "snail_config"  # where a checkpoint holds its run's config, as YAML text
+
+
+def new_run(root: Path, name: str) -> Path:
+    """Make the folder of a new run: ``root/name``, or ``root/name-2`` and so on where that is taken."""
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        run = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            run.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return run
+
+
+def latest_run(root: Path, name: str) -> Path:
+    """The newest run of a name that has a checkpoint to go on from.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    runs = [run for run in root.glob(f"{name}*") if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)]
+    resumable = [run for run in runs if (run / "last.ckpt").is_file()]
+    if not resumable:
+        raise FileNotFoundError(
+            f"there is no run of the name {name!r} with a last.ckpt in {root}; start one without --ckpt_path"
+        )
+    return max(resumable, key=lambda run: (run / "last.ckpt").stat().st_mtime)
+
+
+def find_checkpoint(path: Path, *, prefer: str) -> Path:
+    """The checkpoint that ``path`` means: itself, or ``prefer`` (else whatever there is) in a run's folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if path.is_file():
+        return path
+    for name in (prefer, "best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    what = "holds no best.ckpt or last.ckpt" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"{path} {what}; --ckpt_path takes a run's folder, such as runs/glyphs_5way, or a checkpoint")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint without running anything that it holds.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is cut off, damaged, or no checkpoint, or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of tensors and plain values (cut off, damaged or untrusted: "
+            f"{type(error).__name__}); use another one"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict")
+    return content
+
+
+def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[str] = ()) -> dict[str, Any]:
+    """The config of the run that wrote a checkpoint, after a look at which packages it names.
+
+    Args:
+        checkpoint: From ``read_checkpoint``.
+        path: Where it came from, for messages.
+        trust: Packages besides snail, torch and torchvision whose classes may be named.
+
+    Raises:
+        ValueError: If there is no config, or it names a class of another package.
+    """
+    text = checkpoint.get(CONFIG_KEY)
+    if not isinstance(text, str):
+        raise ValueError(f"{path} holds no config of a snail run; it was written by another program")
+    config = yaml.safe_load(text)
+    allowed = {*TRUSTED, *trust}
+    for key, value in _strings(config):
+        package = value.split(".", 1)[0]
+        names_class = key.endswith("class_path") or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value)
+        if value.endswith((".yaml", ".yml", ".json")):
+            raise ValueError(f"the config in {path} points to another file at {key} ({value!r}); that is not read")
+        if names_class and package not in allowed:
+            raise ValueError(
+                f"the config in {path} names {value!r} at {key}; if you trust the package {package!r}, add --trust {package}"
+            )
+    if not isinstance(config, dict):
+        raise ValueError(f"the config in {path} is not a mapping")
+    return config
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a nested config, keys of dictionaries aside, with the key that leads to it."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _strings(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    for chunk in iter(lambda: file.read(2**20), b""):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside and renames it; reads with ``weights_only=True`` alone."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """See Lightning's ``CheckpointIO``."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())  # the rename must not reach the disk before the content
+        beside.replace(path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See Lightning's ``CheckpointIO``."""
+        return read_checkpoint(Path(path))
+
+
+class KeepCheckpoints(Checkpoint):
+    """Keeps ``last.ckpt``, after every epoch and by the clock within one, and ``best.ckpt`` by validation accuracy.
+
+    Args:
+        run: The run's folder.
+        every: Time between two checkpoints within an epoch.
+    """
+
+    def __init__(self, run: Path, every: timedelta) -> None:
+        self.run = run
+        self.every = every
+        self.best: float | None = None
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, between two optimiser steps. The end of an epoch, a moment later, saves all of it."""
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = time.monotonic() - self._saved_at >= self.every.total_seconds()
+        if between_steps and not trainer.is_last_batch and trainer.strategy.broadcast(due):
+            self._save(trainer, "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after every epoch."""
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if accuracy is not None and (self.best is None or float(accuracy) > self.best):
+            self.best = float(accuracy)
+            self._save(trainer, "best.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best accuracy so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best accuracy so far."""
+        self.best = state_dict["best"]
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.run / name)
+        self._saved_at = time.monotonic()
+
+
+class KeepConfig(Callback):
+    """Writes the run's config into its folder and into every checkpoint.
+
+    Args:
+        run: The run's folder.
+        text: The config as YAML.
+    """
+
+    def __init__(self, run: Path, text: str) -> None:
+        self.run = run
+        self.text = text
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` when training starts."""
+        if stage == "fit" and trainer.is_global_zero:
+            beside = self.run / f".config.yaml.{os.getpid()}"
+            beside.write_text(self.text)
+            beside.replace(self.run / "config.yaml")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the config beside the weights."""
+        checkpoint[CONFIG_KEY] = self.text

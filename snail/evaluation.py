@@ -1,0 +1,257 @@
+"""How episodes are scored and how a result is written down. There is one evaluation, and this is it.
+
+Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``m`` images of a pool, ``c`` channels of an embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .episodes import Episode
+from .learner import EmbeddingLearner, Learner
+
+__all__ = ["Result", "Scorer", "evaluate", "merge_results", "results_table"]
+
+
+class ImagePool(Protocol):
+    """Images that episodes of indices point into."""
+
+    def __len__(self) -> int:
+        """Number of images m."""
+        ...
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``, ``(*indices.shape, *item)``, on the device of the indices."""
+        ...
+
+
+@runtime_checkable
+class PooledEpisodes(Protocol):
+    """Episodes of indices into a pool of images, with what identifies them."""
+
+    facts: dict[str, Any]
+
+    @property
+    def images(self) -> ImagePool:
+        """The pool."""
+        ...
+
+    @property
+    def index_batches(self) -> Iterable[Episode]:
+        """Batches of episodes whose items are indices into the pool."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """The accuracy of a learner on E episodes, with what is needed to get it again.
+
+    Attributes:
+        accuracy: Mean over the episodes of the episode's accuracy, in percent.
+        ci95: Half of the 95 % interval, 1.96 s / sqrt(E), s with E - 1, in percent.
+        episodes: Number of episodes E.
+        facts: Data set, split and its hash, ways, shots, queries, seed, learner, batch-norm mode, versions, device,
+            seconds and whatever else was known.
+    """
+
+    accuracy: float
+    ci95: float
+    episodes: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, accuracies: Tensor, **facts: Any) -> Result:
+        """From the accuracy of each episode, ``(E,)`` in [0, 1]. One episode has no interval: it is NaN.
+
+        Raises:
+            ValueError: If there is no episode.
+        """
+        count = accuracies.numel()
+        if count == 0:
+            raise ValueError("there is no episode to score")
+        percent = accuracies.double() * 100
+        half = 1.96 * float(percent.std(correction=1)) / math.sqrt(count) if count > 1 else math.nan
+        return cls(float(percent.mean()), half, count, facts)
+
+    def record(self) -> dict[str, Any]:
+        """A flat dictionary, as stored in ``results.json``."""
+        return {**self.facts, "episodes": self.episodes, "accuracy": self.accuracy, "ci95": self.ci95}
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.2f} ± {self.ci95:.2f} %"
+
+
+class Scorer:
+    """Scores batches of episodes with one learner, embedding each image of a pool once where that is exact.
+
+    Args:
+        learner: The learner, already in evaluation mode.
+        pool: Where the episodes' indices point; ``None`` if the episodes carry their items themselves.
+        chunk: Images embedded at a time.
+    """
+
+    def __init__(self, learner: Learner, pool: ImagePool | None = None, *, chunk: int = 512) -> None:
+        self.learner = learner
+        self.pool = pool
+        self.chunk = chunk
+        self._embedded: Tensor | None = None
+
+    def __call__(self, episode: Episode) -> Tensor:
+        """The accuracy of each episode of a batch, ``(b,)`` in [0, 1]."""
+        support_x, support_y, query_x = episode.support_x, episode.support_y, episode.query_x
+        if self.pool is not None and isinstance(self.learner, EmbeddingLearner) and not self.learner.transductive:
+            if self._embedded is None:
+                self._embedded = self._embed(self.pool, self.learner, support_x.device)
+            answer = self.learner.answer(self._embedded[support_x], support_y, self._embedded[query_x])
+        else:
+            if self.pool is not None:
+                support_x, query_x = self.pool.take(support_x), self.pool.take(query_x)
+            answer = self.learner(support_x, support_y, query_x)
+        return (answer.argmax(-1) == episode.query_y).double().mean(-1)
+
+    @torch.no_grad()
+    def _embed(self, pool: ImagePool, learner: EmbeddingLearner, device: torch.device) -> Tensor:
+        """Embeddings of all images, ``(m, c)``."""
+        everything = torch.arange(len(pool), device=device)
+        return torch.cat([learner.embedding(pool.take(some)) for some in everything.split(self.chunk)])
+
+
+def evaluate(
+    learner: Learner,
+    episodes: Iterable[Episode] | PooledEpisodes,
+    *,
+    device: torch.device | str | None = None,
+    **facts: Any,
+) -> Result:
+    """Score a learner on episodes.
+
+    Args:
+        learner: Any learner; its mode is put back afterwards.
+        episodes: Batches of episodes, such as ``Omniglot(root).episodes("test", ...)``.
+        device: Where to compute; by default where the learner is.
+        **facts: Anything else to keep in the result.
+
+    Returns:
+        The mean accuracy over episodes with its 95 % interval.
+
+    Raises:
+        ValueError: If there is no episode.
+    """
+    if device is None:
+        device = next((p.device for p in learner.parameters()), torch.device("cpu"))
+    pooled = isinstance(episodes, PooledEpisodes)
+    batches = episodes.index_batches if isinstance(episodes, PooledEpisodes) else episodes
+    start = time.perf_counter()
+    with _evaluation_mode(learner), torch.no_grad():
+        scorer = Scorer(learner, episodes.images if isinstance(episodes, PooledEpisodes) else None)
+        accuracies = [scorer(batch.to(device)).cpu() for batch in batches]
+    known = dict(episodes.facts) if pooled else {}  # type: ignore[union-attr]
+    known |= describe(learner, device) | {"seconds": round(time.perf_counter() - start, 3)} | facts
+    return Result.of(torch.cat(accuracies) if accuracies else torch.empty(0), **known)
+
+
+@contextlib.contextmanager
+def _evaluation_mode(learner: Learner) -> Iterator[None]:
+    training = {module: module.training for module in learner.modules()}
+    learner.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
+    """Facts about a learner and the machine that belong into every result."""
+    try:
+        own_version = version("snail-meta")
+    except PackageNotFoundError:  # used from a folder that was never installed
+        own_version = "unknown"
+    device = torch.device(device)
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    return {
+        "learner": learner.name,
+        "batch_norm": learner.batch_norm,
+        "parameters": sum(p.numel() for p in learner.parameters()),
+        "versions": {"snail": own_version, "torch": str(torch.__version__), "python": platform.python_version()},
+        "device": device.type,
+        "hardware": hardware,
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+IDENTITY = ("dataset", "split", "split_hash", "learner", "checkpoint", "ways", "shots", "queries", "episodes", "seed")
+"""What makes two records the same measurement, so that the later replaces the earlier."""
+
+
+def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Write ``records`` into the list at ``path``, each in the place of an earlier one of the same identity.
+
+    The file is written beside and renamed, so that a kill leaves the old or the new one.
+
+    Returns:
+        All records now in the file.
+
+    Raises:
+        ValueError: If the file is there but is not a list of records.
+    """
+    try:
+        old = json.loads(path.read_text()) if path.exists() else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
+    if not isinstance(old, list) or not all(isinstance(record, dict) for record in old):
+        raise ValueError(f"{path} does not hold a list of results; move it away and run again")
+    merged = {_identity(record): dict(record) for record in [*old, *records]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(list(merged.values()), indent=2) + "\n")
+    beside.replace(path)
+    return list(merged.values())
+
+
+def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(json.dumps(record.get(key)) for key in IDENTITY)
+
+
+def results_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as a text table, a line each, in the order given."""
+    head = ("learner", "data", "ways", "shots", "accuracy (95 % interval)", "episodes", "batch norm")
+    rows = [
+        (
+            str(r["learner"]),
+            f"{r['dataset']} {r['split']}",
+            str(r["ways"]),
+            str(r["shots"]),
+            f"{r['accuracy']:.2f} ± {r['ci95']:.2f} %",
+            f"{r['episodes']:,}",
+            str(r["batch_norm"]),
+        )
+        for r in records
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])

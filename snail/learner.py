@@ -1,0 +1,88 @@
+"""What every meta-learner is: a support set and unlabelled queries go in, an answer for each query comes out.
+
+Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``c`` channels of an embedding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .episodes import Episode
+
+__all__ = ["EmbeddingLearner", "Learner"]
+
+
+class Learner(nn.Module, ABC):
+    """A meta-learner. ``learner(support_x, support_y, query_x)`` answers; ``learner.loss(episode)`` trains.
+
+    In evaluation mode the answer to one query must not depend on another, unless ``transductive`` is true, and then
+    every result says so.
+    """
+
+    transductive: bool = False
+    """Whether one query's answer depends on the other queries of its episode."""
+
+    @property
+    def batch_norm(self) -> str:
+        """How batch norm is used when episodes are scored, as printed beside every result."""
+        return "transductive" if self.transductive else "inductive"
+
+    @property
+    def name(self) -> str:
+        """The learner's name in results."""
+        return type(self).__name__
+
+    @abstractmethod
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Answer each query.
+
+        Args:
+            support_x: ``(b, s, *item)``.
+            support_y: ``(b, s)`` integers in ``[0, n)``, or ``(b, s, d)`` for regression.
+            query_x: ``(b, q, *item)``.
+
+        Returns:
+            Logits ``(b, q, n)``, or values ``(b, q, d)`` for regression.
+        """
+
+    def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise on a batch of episodes, and what is worth logging beside it.
+
+        By default the mean over all queries of the cross-entropy (of the squared error for regression).
+        """
+        answer = self(episode.support_x, episode.support_y, episode.query_x)
+        if episode.ways is None:
+            return F.mse_loss(answer, episode.query_y), {}
+        loss = F.cross_entropy(answer.flatten(0, 1).float(), episode.query_y.flatten())
+        accuracy = (answer.detach().argmax(-1) == episode.query_y).float().mean()
+        return loss, {"accuracy": accuracy}
+
+
+class EmbeddingLearner(Learner):
+    """A learner that embeds each item by itself and answers from the embeddings alone.
+
+    In evaluation mode an item's embedding does not depend on its episode, so that a pool of images can be embedded
+    once and every episode gathers from it (``snail.evaluate`` does).
+
+    Args:
+        embedding: Any module ``(items, *item) -> (items, c)``.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    @abstractmethod
+    def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        """Answer ``(b, q, n)`` from embedded support ``(b, s, c)``, its labels ``(b, s)`` and queries ``(b, q, c)``."""
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """See ``Learner.forward``. Support and queries pass through the embedding together."""
+        b, s = support_x.shape[:2]
+        items = torch.cat([support_x, query_x], dim=1)
+        embedded = self.embedding(items.flatten(0, 1)).unflatten(0, (b, items.shape[1]))
+        return self.answer(embedded[:, :s], support_y, embedded[:, s:])

@@ -1,0 +1,37 @@
+"""Learners that compare: the floor that anything which learns has to beat.
+
+Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``c`` channels of an embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .learner import EmbeddingLearner
+
+__all__ = ["NearestNeighbour"]
+
+
+class NearestNeighbour(EmbeddingLearner):
+    """Answers with the label of the nearest support item. It has nothing to learn.
+
+    Args:
+        ways: Number of classes n.
+        embedding: What distances are measured in; by default the pixels themselves.
+
+    Shape:
+        ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``: minus the distance to the nearest item of each class,
+        minus infinity for a class without one.
+    """
+
+    def __init__(self, ways: int, embedding: nn.Module | None = None) -> None:
+        super().__init__(embedding or nn.Flatten())
+        self.ways = ways
+
+    def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        """See ``EmbeddingLearner.answer``."""
+        distance = torch.cdist(query, support).unsqueeze(-1)  # (b, q, s, 1)
+        other_class = ~F.one_hot(support_y, self.ways).bool().unsqueeze(1)  # (b, 1, s, n)
+        return -distance.masked_fill(other_class, float("inf")).amin(dim=2)

@@ -1,0 +1,158 @@
+"""The Lightning module that trains and scores any learner; it knows none of them by name."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .episodes import Episode
+from .evaluation import Result, Scorer, describe
+from .learner import Learner
+
+__all__ = ["FewShot"]
+
+
+class FewShot(LightningModule):
+    """Trains a learner on episodes with ``learner.loss`` and scores it as ``snail.evaluate`` does.
+
+    Loaders yield ``Episode`` batches. An evaluation loader may yield episodes of indices and say where they point
+    with an attribute ``episodes`` (``snail.datasets`` does); then each image is embedded once.
+
+    Args:
+        learner: What is trained.
+        optimizer: Optimiser of all parameters, with its learning rate; Adam as in the paper, which gives no rate.
+        schedule: How the learning rate moves from the optimiser's own: ``cosine`` to zero over the run, or ``constant``.
+        warmup: Optimiser steps over which the learning rate first rises from zero.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer] = torch.optim.Adam,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        warmup: int = 100,
+    ) -> None:
+        super().__init__()
+        self.learner = learner
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.warmup = warmup
+        self.results: list[Result] = []
+        self._scorers: dict[int, Scorer] = {}
+        self._scores: dict[int, list[Tensor]] = {}
+        self._started = 0.0
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """The learner's answer; see ``Learner.forward``."""
+        answer: Tensor = self.learner(support_x, support_y, query_x)
+        return answer
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """The learner's loss on a batch of episodes."""
+        loss, logs = self.learner.loss(batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {float(loss)} at step {self.global_step}; lower the learning rate "
+                f"(--model.optimizer.lr) or clip gradients (--trainer.gradient_clip_val 1)"
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in logs.items()})
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser with its schedule, which counts optimiser steps."""
+        optimizer = self.optimizer(self.learner.parameters())
+        steps = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (self.warmup + 1))
+            if self.schedule == "constant" or not math.isfinite(steps):
+                return rise
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- scoring: the same for validation and test, one loader a setting ---------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of the epoch before."""
+        self._start_scoring()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the scores of the epoch before."""
+        self._start_scoring()
+
+    def validation_step(self, batch: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of episodes."""
+        self._score(batch, dataloader_idx, self.trainer.val_dataloaders)
+
+    def test_step(self, batch: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of episodes."""
+        self._score(batch, dataloader_idx, self.trainer.test_dataloaders)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/accuracy``, the mean over the settings, and each setting's own."""
+        self.results = self._finish_scoring(self.trainer.val_dataloaders)
+        for result in self.results:
+            if "shots" in result.facts:
+                self.log(f"val/accuracy_{result.facts['shots']}shot", result.accuracy)
+        self.log("val/accuracy", sum(r.accuracy for r in self.results) / len(self.results), prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the results of all settings in ``self.results``."""
+        self.results = self._finish_scoring(self.trainer.test_dataloaders)
+
+    def _start_scoring(self) -> None:
+        self._scorers, self._scores, self._started = {}, {}, time.perf_counter()
+
+    def _score(self, batch: Episode, setting: int, loaders: Any) -> None:
+        if setting not in self._scorers:
+            episodes = getattr(_nth(loaders, setting), "episodes", None)
+            pool = None if episodes is None else episodes.images
+            same = (s for s in self._scorers.values() if s.pool is pool and pool is not None)
+            self._scorers[setting] = next(same, None) or Scorer(self.learner, pool)
+        self._scores.setdefault(setting, []).append(self._scorers[setting](batch).cpu())
+
+    def _finish_scoring(self, loaders: Any) -> list[Result]:
+        results = []
+        seconds = round(time.perf_counter() - self._started, 3)
+        for setting, scores in sorted(self._scores.items()):
+            episodes = getattr(_nth(loaders, setting), "episodes", None)
+            known = dict(episodes.facts) if episodes is not None else {}
+            known |= describe(self.learner, self.device) | {"seconds": seconds, "step": self.global_step}
+            results.append(Result.of(torch.cat(scores), **known))
+        self._start_scoring()  # embeddings of the pool are not kept through training
+        return results
+
+    # -- what else a run needs to go on exactly where it was ---------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of all random generators."""
+        state = {"torch": torch.get_rng_state(), "python": random.getstate()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        checkpoint["generators"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the random generators back."""
+        state = checkpoint.get("generators", {})
+        if "torch" in state:
+            torch.set_rng_state(state["torch"].cpu())
+        if "python" in state:
+            version, numbers, gauss = state["python"]
+            random.setstate((version, tuple(numbers), gauss))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def _nth(loaders: Any, index: int) -> Any:
+    return loaders[index] if isinstance(loaders, (list, tuple)) else loaders

@@ -1,0 +1,70 @@
+"""SNAIL, the simple neural attentive meta-learner (Mishra et al., ICLR 2018), for few-shot classification.
+
+Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``k`` shots, ``c`` channels of the embedding.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .blocks import AttentionBlock, Stack, TCBlock
+from .learner import EmbeddingLearner
+from .sequences import serialize
+
+__all__ = ["SNAIL"]
+
+
+class SNAIL(EmbeddingLearner):
+    """Reads an episode as a sequence of labelled examples and answers an unlabelled one at the last position.
+
+    The paper's network (section 5.1 and figure 2): attention 64/32, temporal convolutions of 128, attention 256/128,
+    temporal convolutions of 128, attention 512/256, a linear layer to ``ways`` logits. An episode's support is read
+    once; each query is then a branch of its own, as if it alone stood at the last position, so that an episode costs
+    s + q positions and equals q separate sequences.
+
+    Args:
+        embedding: Any module from ``(items, *item)`` to ``(items, embedding_dim)``.
+        embedding_dim: Channels c of the embedding.
+        ways: Classes in an episode. Taken from the data on the command line.
+        max_shots: Most examples of a class the network is built for; one model serves every shot up to it. Taken
+            from the data on the command line.
+        dilation_start: First dilation of the temporal convolutions: 1 sees every step, 2 is the paper's printed one.
+
+    Shape:
+        ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
+
+    Raises:
+        ValueError: If a size is not positive, or an episode holds more than ``ways * max_shots`` support items.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        embedding_dim: int,
+        ways: int,
+        max_shots: int,
+        *,
+        dilation_start: int = 1,
+    ) -> None:
+        super().__init__(embedding)
+        if ways < 1 or max_shots < 1:
+            raise ValueError(f"SNAIL needs at least 1 way and 1 shot, not {ways} ways and {max_shots} shots")
+        self.ways = ways
+        self.max_shots = max_shots
+        seq_len = ways * max_shots + 1
+        att1 = AttentionBlock(embedding_dim + ways, 64, 32)
+        tc1 = TCBlock(att1.out_channels, seq_len, 128, dilation_start=dilation_start)
+        att2 = AttentionBlock(tc1.out_channels, 256, 128)
+        tc2 = TCBlock(att2.out_channels, seq_len, 128, dilation_start=dilation_start)
+        att3 = AttentionBlock(tc2.out_channels, 512, 256)
+        self.network = Stack(att1, tc1, att2, tc2, att3, nn.Linear(att3.out_channels, ways))
+
+    def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        """See ``EmbeddingLearner.answer``."""
+        if support.shape[1] > self.ways * self.max_shots:
+            raise ValueError(
+                f"an episode of {support.shape[1]} support items is longer than this SNAIL was built for: "
+                f"{self.ways} ways x {self.max_shots} shots; build it with a larger max_shots"
+            )
+        _, state = self.network.step(serialize(support, support_y, self.ways))
+        return self.network.branch(serialize(query, None, self.ways), state)
