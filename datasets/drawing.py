@@ -21,9 +21,7 @@ _TURN, _SLANT, _STRETCH = 0.07, 0.12, 0.08  # tan(angle / 2), shear, width again
 _SPAN, _SHIFT, _PEN = 0.06, 0.06, 0.1 / 28.0  # longer side, place of the centre, pen radius, in frames
 
 
-def draw_glyphs(
-    classes: int, drawings: int, *, seed: int, size: int = 28, first: int = 0
-) -> npt.NDArray[np.uint8]:
+def draw_glyphs(classes: int, drawings: int, *, seed: int, size: int = 28, first: int = 0) -> npt.NDArray[np.uint8]:
     """Draw handwriting-like characters, ink 255 on 0.
 
     Class ``i`` depends on ``(seed, first + i)`` alone and its drawing ``j`` on ``(seed, first + i, j)``, so

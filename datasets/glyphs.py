@@ -37,6 +37,4 @@ class Glyphs(EpisodeData):
         parts = list(CLASSES)
         first = sum(CLASSES[before] for before in parts[: parts.index(part)])
         names = [f"glyph{first + i:04d}" for i in range(CLASSES[part])]
-        return Images.from_classes(
-            draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first), names
-        )
+        return Images.from_classes(draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first), names)

@@ -41,7 +41,8 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
             raise ValueError(
-                f"pixels of shape {tuple(self.pixels.shape)} and dtype {self.pixels.dtype}; uint8 (m, c, h, w) is needed"
+                f"pixels of shape {tuple(self.pixels.shape)} and dtype {self.pixels.dtype}; "
+                f"uint8 (m, c, h, w) is needed"
             )
         if len(set(self.class_names)) != len(self.class_names) or len(self.class_names) != len(self.counts):
             raise ValueError(

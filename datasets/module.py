@@ -127,9 +127,7 @@ class EpisodeData(LightningDataModule, ABC):
             raise RuntimeError("train_dataloader needs a Lightning trainer; use episodes(...) without one")
         images, name = self.images("train"), f"{self.dataset}/{self.split_name('train')}"
         samplers = {
-            shots: EpisodeSampler(
-                images, name, ways=self.ways, shots=shots, queries=self.queries, seed=self.seed
-            )
+            shots: EpisodeSampler(images, name, ways=self.ways, shots=shots, queries=self.queries, seed=self.seed)
             for shots in self.train_shots
         }
         accumulate = trainer.accumulate_grad_batches

@@ -10,7 +10,7 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPException
 from importlib import resources
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-Images = npt.NDArray[np.uint8]
+Drawings = npt.NDArray[np.uint8]
 
 FOLDER = "omniglot-py"
 PARTS = {"images_background": 964, "images_evaluation": 659}  # the number of characters in each
@@ -39,7 +39,7 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeErro
 _CACHE_FORMAT = 1  # raise it when the decoded pixels or the layout of the file change
 
 
-def read_omniglot(root: Path, *, progress: bool = True) -> tuple[list[str], Images]:
+def read_omniglot(root: Path, *, progress: bool = True) -> tuple[list[str], Drawings]:
     """Read all of Omniglot, background and evaluation pooled, from a cache where there is one.
 
     The first call decodes 32,460 drawings (seconds) and leaves a cache of 25 MB in ``root/omniglot-py`` or,
@@ -123,11 +123,6 @@ def omniglot_split(names: Sequence[str], split: str) -> dict[str, list[str]]:
     return parts
 
 
-def split_hash(names: Iterable[str]) -> str:
-    r"""SHA-256 in hex of the names in UTF-8: sorted, one a line, ``"\n"`` after every line, the last too."""
-    return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()
-
-
 def _random_table() -> dict[str, list[str]]:
     table: dict[str, list[str]] = {"val": [], "test": []}
     text = resources.files("snail.datasets").joinpath("omniglot_random.txt").read_text(encoding="utf-8")
@@ -193,7 +188,7 @@ def _contents(source: Path, members: Sequence[str]) -> Generator[bytes, None, No
             yield from map(archive.read, members)
 
 
-def _decode(png: bytes) -> Images:
+def _decode(png: bytes) -> Drawings:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         drawing = ImageOps.invert(image.convert("L"))  # mode "1" would be resized by nearest neighbour
     # HAMMING keeps strokes at nearly full ink, where BILINEAR fades them, and it commutes with quarter turns,
@@ -201,9 +196,7 @@ def _decode(png: bytes) -> Images:
     return np.asarray(drawing.resize((SIZE, SIZE), Image.Resampling.HAMMING))
 
 
-def _decode_all(
-    parts: Sequence[tuple[Path, dict[str, list[str]]]], progress: bool
-) -> tuple[list[str], Images]:
+def _decode_all(parts: Sequence[tuple[Path, dict[str, list[str]]]], progress: bool) -> tuple[list[str], Drawings]:
     names = [name for _, classes in parts for name in classes]
     images = np.empty((len(names) * DRAWINGS, SIZE, SIZE), dtype=np.uint8)
     drawings = iter(images)
@@ -232,7 +225,7 @@ def _cache_paths(root: Path) -> list[Path]:
     return [*paths, user / "snail" / f"{file}_{key}.npz"]
 
 
-def _load(path: Path) -> tuple[list[str], Images] | None:
+def _load(path: Path) -> tuple[list[str], Drawings] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             names, images = [str(name) for name in stored["names"]], stored["images"]
@@ -243,7 +236,7 @@ def _load(path: Path) -> tuple[list[str], Images] | None:
     return (names, images) if fits else None
 
 
-def _save(path: Path, names: list[str], images: Images) -> None:
+def _save(path: Path, names: list[str], images: Drawings) -> None:
     """Write beside and rename, so that no reader meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

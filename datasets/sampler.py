@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .images import Images, split_hash
 from snail.episodes import Episode
+
+from .images import Images, split_hash
 
 __all__ = ["EpisodeSampler", "Episodes"]
 
@@ -40,7 +41,12 @@ class EpisodeSampler:
     """
 
     def __init__(self, images: Images, name: str, *, ways: int, shots: int, queries: int, seed: int) -> None:
-        for what, value, least in (("ways", ways, 1), ("shots", shots, 1), ("queries", queries, 1), ("seed", seed, 0)):
+        for what, value, least in (
+            ("ways", ways, 1),
+            ("shots", shots, 1),
+            ("queries", queries, 1),
+            ("seed", seed, 0),
+        ):
             if value < least:
                 raise ValueError(f"{what} is {value}; it must be at least {least}")
         if ways > len(images.class_names):
@@ -79,9 +85,10 @@ class EpisodeSampler:
 
 
 def _distinct(numbers: NDArray[np.uint64], sizes: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
-    """``count`` different integers below ``sizes`` ``(...)``, each order equally likely, from ``numbers`` ``(..., count)``.
+    """``count`` different integers below ``sizes`` ``(...)``, each order equally likely: ``(..., count)``.
 
-    The j-th is drawn among the size - j that are left: it skips past each smaller one that was taken before.
+    ``numbers`` ``(..., count)`` are random. The j-th is drawn among the size - j that are left: it skips past each
+    smaller one that was taken before.
     """
     drawn = np.empty((*sizes.shape, count), dtype=np.int64)
     taken = np.empty_like(drawn)  # what was drawn before, kept in rising order
@@ -92,7 +99,10 @@ def _distinct(numbers: NDArray[np.uint64], sizes: NDArray[np.uint64], count: int
         drawn[..., j] = value
         taken[..., j] = value
         for i in range(j, 0, -1):  # one pass of insertion keeps `taken` sorted
-            low, high = np.minimum(taken[..., i - 1], taken[..., i]), np.maximum(taken[..., i - 1], taken[..., i])
+            low, high = (
+                np.minimum(taken[..., i - 1], taken[..., i]),
+                np.maximum(taken[..., i - 1], taken[..., i]),
+            )
             taken[..., i - 1], taken[..., i] = low, high
     return drawn
 

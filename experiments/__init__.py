@@ -1,0 +1,1 @@
+"""The ``snail`` command, one YAML per published row, benchmarks and results."""

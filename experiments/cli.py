@@ -103,12 +103,12 @@ class SnailCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside those of trainer, model and data; what the model takes from the data."""
-        parser.add_argument("--name", type=str, default=self.default_name,
-                            help="Name of the run; its folder is runs/<name>.")  # fmt: skip
-        parser.add_argument("--checkpoint_minutes", type=float, default=2.0,
-                            help="Minutes between two checkpoints within an epoch; 0 for one after every step.")  # fmt: skip
-        parser.add_argument("--keep_memory", type=bool, default=True,
-                            help="Let the C library keep freed memory (glibc; faster on the CPU).")  # fmt: skip
+        for option, kind, default, description in (
+            ("--name", str, self.default_name, "Name of the run; its folder is runs/<name>."),
+            ("--checkpoint_minutes", float, 2.0, "Minutes between checkpoints within an epoch; 0: after every step."),
+            ("--keep_memory", bool, True, "Let the C library keep freed memory (glibc; faster on the CPU)."),
+        ):
+            parser.add_argument(option, type=kind, default=default, help=description)
         parser.set_defaults(
             {
                 "data": {"class_path": "snail.datasets.Glyphs"},
@@ -257,7 +257,12 @@ class SnailCLI(LightningCLI):
         """What nothing learned scores on the same episodes: pixels compared, and the network before training."""
         data = self.datamodule
         return [
-            evaluate(learner, data.episodes("test", shots=shots), device=self.trainer.strategy.root_device, note=note)
+            evaluate(
+                learner,
+                data.episodes("test", shots=shots),
+                device=self.trainer.strategy.root_device,
+                note=note,
+            )
             for learner, note in (
                 (NearestNeighbour(data.ways), "on pixels"),
                 (self.untrained, "untrained"),
@@ -287,7 +292,11 @@ class SnailCLI(LightningCLI):
             if "note" in record:
                 record["learner"] = f"{record['learner']} {record.pop('note')}"
             else:
-                record |= {"run": self.run.name, "checkpoint": digest, "precision": str(self.trainer.precision)}
+                record |= {
+                    "run": self.run.name,
+                    "checkpoint": digest,
+                    "precision": str(self.trainer.precision),
+                }
             records.append(record)
         path = self.run / "results.json"
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
@@ -351,7 +360,9 @@ def _run(argv: list[str]) -> int:
         rest = ["--config", yaml.safe_dump(config, sort_keys=False), *rest]
         del content
     elif command != "fit":
-        raise ValueError(f"`snail {command}` needs --ckpt_path RUN: a run's folder, such as {RUNS / name}, or a checkpoint")
+        raise ValueError(
+            f"`snail {command}` needs --ckpt_path RUN: a run's folder, such as {RUNS / name}, or a checkpoint"
+        )
     SnailCLI([command, *rest], name=name, checkpoint=checkpoint)
     return 0
 
@@ -424,8 +435,16 @@ def _one_sentence(error: Exception) -> str:
     """An error's message on one line, without the candidates that a parser tried."""
     text = str(error).strip() or type(error).__name__
     if "Error(s) in loading state_dict" in text:
-        return "the checkpoint does not fit the model of its config and the options given; leave out options of the model"
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "- Expected a <class 'NoneType'>")
+        return (
+            "the checkpoint does not fit the model of its config and the options given; leave out options of the model"
+        )
+    noise = (
+        "Does not validate",
+        "Subtypes:",
+        "Errors:",
+        "Given value type",
+        "- Expected a <class 'NoneType'>",
+    )
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith(tuple(n.removeprefix("- ") for n in noise))]
     return " ".join(kept)

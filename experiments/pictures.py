@@ -36,9 +36,9 @@ def draw_learning_curve(metrics: Path, picture: Path, *, chance: float, title: s
     left, right = figure.subplots(1, 2)
     left.plot(*column("train/loss"), color=GREY, linewidth=1)
     left.set(title="training loss", xlabel="optimiser step", ylim=(0, None))
-    shots = sorted(
-        int(key.removeprefix("val/accuracy_").removesuffix("shot")) for key in rows[0] if key.startswith("val/accuracy_")
-    ) if rows else []  # fmt: skip
+    prefix, suffix = "val/accuracy_", "shot"
+    keys = [key for key in (rows[0] if rows else {}) if key.startswith(prefix)]
+    shots = sorted(int(key.removeprefix(prefix).removesuffix(suffix)) for key in keys)
     for number, color in zip(shots, (BLUE, ORANGE, *[GREY] * len(shots)), strict=False):
         right.plot(*column(f"val/accuracy_{number}shot"), color=color, marker=".", label=f"{number}-shot")
     right.axhline(chance, color=GREY, linestyle=":", label="chance")

@@ -78,7 +78,9 @@ def find_checkpoint(path: Path, *, prefer: str) -> Path:
         if (path / name).is_file():
             return path / name
     what = "holds no best.ckpt or last.ckpt" if path.is_dir() else "does not exist"
-    raise FileNotFoundError(f"{path} {what}; --ckpt_path takes a run's folder, such as runs/glyphs_5way, or a checkpoint")
+    raise FileNotFoundError(
+        f"{path} {what}; --ckpt_path takes a run's folder, such as runs/glyphs_5way, or a checkpoint"
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -125,7 +127,8 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[st
             raise ValueError(f"the config in {path} points to another file at {key} ({value!r}); that is not read")
         if names_class and package not in allowed:
             raise ValueError(
-                f"the config in {path} names {value!r} at {key}; if you trust the package {package!r}, add --trust {package}"
+                f"the config in {path} names {value!r} at {key}; "
+                f"if you trust the package {package!r}, add --trust {package}"
             )
     if not isinstance(config, dict):
         raise ValueError(f"the config in {path} is not a mapping")

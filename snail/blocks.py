@@ -87,10 +87,7 @@ class CausalConv1d(Block):
         """See ``Block.step``; the state is ``(b, receptive_field - 1, (kernel_size - 1) * out_channels)``."""
         past, now = self.taps(x).tensor_split([-self.out_channels], dim=-1)
         reach = self.receptive_field - 1
-        if state is None:
-            past = F.pad(past, (0, 0, reach, 0))
-        else:
-            past = torch.cat([state, past], dim=1)
+        past = F.pad(past, (0, 0, reach, 0)) if state is None else torch.cat([state, past], dim=1)
         y = now + self.bias
         for tap, older in enumerate(past.split(self.out_channels, dim=-1) if reach else ()):
             y = y + older.narrow(1, tap * self.dilation, x.shape[1])
@@ -105,7 +102,7 @@ class CausalConv1d(Block):
 
 
 class DenseBlock(Block):
-    """A gated causal convolution whose answer is laid behind its input: ``concat(x, tanh(conv_f x) * sigmoid(conv_g x))``.
+    """A gated causal convolution, its answer behind its input: ``concat(x, tanh(conv_f x) * sigmoid(conv_g x))``.
 
     Args:
         in_channels: Channels of each step.
@@ -272,9 +269,7 @@ class TCBlock(Stack):
     """
 
     def __init__(self, in_channels: int, seq_len: int, filters: int, *, dilation_start: int = 1) -> None:
-        _require_positive(
-            in_channels=in_channels, seq_len=seq_len, filters=filters, dilation_start=dilation_start
-        )
+        _require_positive(in_channels=in_channels, seq_len=seq_len, filters=filters, dilation_start=dilation_start)
         layers = (seq_len - 1).bit_length()  # ceil(log2(seq_len)), in integers
         dilations = [dilation_start * 2**i for i in range(layers)]
         super().__init__(

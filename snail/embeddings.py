@@ -36,10 +36,17 @@ class Conv4(nn.Module):
         super().__init__()
         side = image_size // 16
         if side < 1:
-            raise ValueError(f"images of {image_size} pixels are too small for four 2x2 poolings; at least 16 are needed")
+            raise ValueError(
+                f"images of {image_size} pixels are too small for four 2x2 poolings; at least 16 are needed"
+            )
         layers: list[nn.Module] = []
         for width in (in_channels, filters, filters, filters):
-            layers += [nn.Conv2d(width, filters, 3, padding=1), nn.BatchNorm2d(filters), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(width, filters, 3, padding=1),
+                nn.BatchNorm2d(filters),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         features = filters * side * side
         self.head = nn.Identity() if out_features is None else nn.Linear(features, out_features)

@@ -36,7 +36,10 @@ class Episode:
     ways: int | None
 
     def __post_init__(self) -> None:
-        for part, x, y in (("support", self.support_x, self.support_y), ("query", self.query_x, self.query_y)):
+        for part, x, y in (
+            ("support", self.support_x, self.support_y),
+            ("query", self.query_x, self.query_y),
+        ):
             if x.ndim < 2 or y.ndim < 2 or x.shape[:2] != y.shape[:2]:
                 raise ValueError(
                     f"{part}_x of shape {tuple(x.shape)} and {part}_y of shape {tuple(y.shape)} must begin with the "

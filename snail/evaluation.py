@@ -190,7 +190,11 @@ def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
         "learner": learner.name,
         "batch_norm": learner.batch_norm,
         "parameters": sum(p.numel() for p in learner.parameters()),
-        "versions": {"snail": own_version, "torch": str(torch.__version__), "python": platform.python_version()},
+        "versions": {
+            "snail": own_version,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
         "device": device.type,
         "hardware": hardware,
     }
@@ -204,7 +208,18 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-IDENTITY = ("dataset", "split", "split_hash", "learner", "checkpoint", "ways", "shots", "queries", "episodes", "seed")
+IDENTITY = (
+    "dataset",
+    "split",
+    "split_hash",
+    "learner",
+    "checkpoint",
+    "ways",
+    "shots",
+    "queries",
+    "episodes",
+    "seed",
+)
 """What makes two records the same measurement, so that the later replaces the earlier."""
 
 

@@ -29,7 +29,7 @@ class FewShot(LightningModule):
     Args:
         learner: What is trained.
         optimizer: Optimiser of all parameters, with its learning rate; Adam as in the paper, which gives no rate.
-        schedule: How the learning rate moves from the optimiser's own: ``cosine`` to zero over the run, or ``constant``.
+        schedule: How the optimiser's learning rate moves: ``cosine`` to zero over the run, or ``constant``.
         warmup: Optimiser steps over which the learning rate first rises from zero.
     """
 

@@ -43,6 +43,8 @@ def serialize(embedded: Tensor, labels: Tensor | None, ways: int) -> Tensor:
     if labels.shape != embedded.shape[:2]:
         raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit {tuple(embedded.shape[:2])} steps")
     if labels.device.type == "cpu" and labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < ways:
-        raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}; {ways} ways allow -1 to {ways - 1}")
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; {ways} ways allow -1 to {ways - 1}"
+        )
     one_hot = labels.unsqueeze(-1) == torch.arange(ways, device=labels.device)  # -1 matches no column
     return torch.cat([embedded, one_hot.to(embedded.dtype)], dim=-1)

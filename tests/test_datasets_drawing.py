@@ -3,6 +3,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from snail.datasets.drawing import draw_glyphs
 
 

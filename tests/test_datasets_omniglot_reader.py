@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
 from snail.datasets import omniglot_reader as reader
+from snail.datasets.images import split_hash
 
 CHARACTERS = """
 Alphabet_of_the_Magi 20 Angelic 20 Anglo-Saxon_Futhorc 29 Arcadian 26 Armenian 41 Asomtavruli_(Georgian) 40
@@ -90,7 +92,7 @@ def refuse_writing(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
     """Stand in for read-only folders, which the superuser could write to all the same."""
     save = reader._save
 
-    def guarded(path: Path, names: list[str], images: reader.Images) -> None:
+    def guarded(path: Path, names: list[str], images: reader.Drawings) -> None:
         if any(path.is_relative_to(folder) for folder in folders):
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         save(path, names, images)
@@ -99,7 +101,7 @@ def refuse_writing(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
 
 
 def refuse_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(png: bytes) -> reader.Images:
+    def decode(png: bytes) -> reader.Drawings:
         raise AssertionError("decoded although there is a cache")
 
     monkeypatch.setattr(reader, "_decode", decode)
@@ -187,16 +189,12 @@ def test_read_is_silent_off_a_terminal(root: Path, capfd: pytest.CaptureFixture[
     ],
     ids=["a-character-less", "a-drawing-less", "a-character-more"],
 )
-def test_read_refuses_wrong_counts(
-    root: Path, change: Callable[[Path], None], found: str, as_zip: bool
-) -> None:
+def test_read_refuses_wrong_counts(root: Path, change: Callable[[Path], None], found: str, as_zip: bool) -> None:
     change(root / "omniglot-py" / "images_background")
     if as_zip:
         zip_up(root, "images_background")
     source = r"images_background\.zip" if as_zip else "images_background"
-    with pytest.raises(
-        ValueError, match=rf"{source} holds {found} .* 3 characters of 2 .*; delete .*{source}"
-    ):
+    with pytest.raises(ValueError, match=rf"{source} holds {found} .* 3 characters of 2 .*; delete .*{source}"):
         reader.read_omniglot(root)
 
 
@@ -210,9 +208,7 @@ def test_read_refuses_an_empty_folder(root: Path) -> None:
 def test_read_refuses_a_truncated_zip(root: Path) -> None:
     archive = zip_up(root, "images_evaluation")
     archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(
-        ValueError, match=r"images_evaluation\.zip is damaged .*; delete .* download it again"
-    ):
+    with pytest.raises(ValueError, match=r"images_evaluation\.zip is damaged .*; delete .* download it again"):
         reader.read_omniglot(root)
 
 
@@ -271,9 +267,7 @@ def test_cache_goes_to_the_user_where_root_is_read_only(root: Path, monkeypatch:
     np.testing.assert_array_equal(reader.read_omniglot(root)[1], images)
 
 
-def test_cache_of_the_user_is_not_served_for_another_root(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_of_the_user_is_not_served_for_another_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = root.parent / "other"
     shutil.copytree(root, other)
     stroke(99).save(other / "omniglot-py" / "images_evaluation" / "Alpha" / "character01" / "0001_01.png")
@@ -301,9 +295,7 @@ def test_cache_does_without_a_home_folder(root: Path, monkeypatch: pytest.Monkey
     assert reader.read_omniglot(root)[0] == SMALL_NAMES
 
 
-def test_cache_leaves_nothing_beside_when_the_disk_is_full(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_leaves_nothing_beside_when_the_disk_is_full(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -419,9 +411,7 @@ def test_download_fetches_what_is_damaged(root: Path, downloads: list[tuple[str,
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_download_failure_names_the_remedy(
-    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_failure_names_the_remedy(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def omniglot(root: str, background: bool = True, download: bool = False) -> None:
         raise error
 
@@ -443,7 +433,7 @@ def test_split_covers_all_names_once(split: str) -> None:
 
 @pytest.mark.parametrize(("split", "part"), HASHES)
 def test_split_stays_as_it_is(split: str, part: str) -> None:
-    assert reader.split_hash(reader.omniglot_split(NAMES, split)[part]) == HASHES[split, part]
+    assert split_hash(reader.omniglot_split(NAMES, split)[part]) == HASHES[split, part]
 
 
 def test_split_vinyals_divides_only_gurmukhi() -> None:
@@ -479,7 +469,7 @@ def test_split_refuses_names_that_lack_what_it_lists(split: str, absent: str) ->
 def test_split_hash_ends_every_line() -> None:
     # printf 'a\nb\n' | sha256sum
     expected = "911169ddaaf146aff539f58c26c489af3b892dff0fe283c1c264c65ae5aa59a2"
-    assert reader.split_hash(["b", "a"]) == reader.split_hash(iter(["a", "b"])) == expected
+    assert split_hash(["b", "a"]) == split_hash(iter(["a", "b"])) == expected
 
 
 @pytest.fixture(scope="module")
@@ -491,7 +481,7 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], reader.Images]]:
+def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], reader.Drawings]]:
     """All of Omniglot, by links: the superuser could write a cache even into a read-only folder."""
     folder = tmp_path_factory.mktemp("real") / "omniglot-py"
     folder.mkdir()
@@ -503,7 +493,7 @@ def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
         yield reader.read_omniglot(folder.parent)
 
 
-def test_read_reads_the_real_data(real: tuple[list[str], reader.Images]) -> None:
+def test_read_reads_the_real_data(real: tuple[list[str], reader.Drawings]) -> None:
     names, images = real
     assert names == sorted(NAMES)
     assert images.shape == (1623, 20, 28, 28) and images.dtype == np.uint8
@@ -515,7 +505,7 @@ def test_read_reads_the_real_data(real: tuple[list[str], reader.Images]) -> None
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_split_vinyals_is_that_of_the_literature(
-    part: str, data: Path, real: tuple[list[str], reader.Images]
+    part: str, data: Path, real: tuple[list[str], reader.Drawings]
 ) -> None:
     file = data / "splits" / "omniglot_vinyals" / f"{part}.txt"
     if not file.is_file():

@@ -1,0 +1,284 @@
+"""``snail benchmark``: what reading a shared past once gains over reading it anew for every answer.
+
+Two ways to the same numbers are timed in turn, A B A B ..., on one model in one process, so that what else the machine
+does falls on both. What is quoted is their ratio. Before a pair is timed it must agree in float64.
+
+Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``t`` step, ``c`` channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snail import SNAIL, AttentionBlock, Block, Conv4, Episode, Learner, Stack, TCBlock, serialize
+from snail.evaluation import describe
+
+from .levers import keep_memory
+
+__all__ = ["OneQueryASequence", "compare", "main", "read_again", "read_on", "time_stream", "time_training"]
+
+SETTINGS = ((5, 1), (5, 5), (20, 5))  # ways, shots
+QUERIES = (1, 15)  # a class
+CLASSES = 40  # in a batch, unless --episodes is given: 8 episodes of 5 ways, 2 of 20
+TOLERANCE = 1e-9  # float64; different sums of the same numbers differ by 1e-15, a wrong way by far more
+
+
+# -- a training step -------------------------------------------------------------------------------------------------
+
+
+class OneQueryASequence(Learner):
+    """A SNAIL read the plain way: each query at the end of a sequence of its own, with its own copy of the support.
+
+    Args:
+        snail: The network, whose parts are used without its own shortcut.
+
+    Shape:
+        ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, the logits of ``snail`` (in evaluation mode: in training
+        batch norm sees every copy).
+    """
+
+    def __init__(self, snail: SNAIL) -> None:
+        super().__init__()
+        self.snail = snail
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """See ``Learner.forward``."""
+        b, q = query_x.shape[:2]
+        items = torch.cat([support_x.repeat_interleave(q, 0), query_x.flatten(0, 1).unsqueeze(1)], dim=1)
+        labels = F.pad(support_y.repeat_interleave(q, 0), (0, 1), value=-1)  # (b q, s + 1), the query's unknown
+        embedded = self.snail.embedding(items.flatten(0, 1)).unflatten(0, items.shape[:2])
+        answers: Tensor = self.snail.network(serialize(embedded, labels, self.snail.ways))
+        return answers[:, -1].unflatten(0, (b, q))
+
+
+def time_training(ways: int, shots: int, queries: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Time a training step with ``queries`` a class: over one support an episode, against one query a sequence."""
+    b = options.episodes or max(1, CLASSES // ways)
+    snail = SNAIL(Conv4(), 64, ways, shots)
+    plain = OneQueryASequence(snail)
+    optimizer = torch.optim.Adam(snail.parameters())
+    support_y, query_y = (torch.rand(b, ways * each).argsort() % ways for each in (shots, queries))
+    support_x, query_x = (torch.rand(*y.shape, 1, 28, 28) for y in (support_y, query_y))
+    whole = Episode(support_x, support_y, query_x, query_y, ways=ways)
+    fits = max(1, min(ways * queries, options.sample_images // (ways * shots + 1) // b))  # queries an episode
+    sample = Episode(support_x, support_y, query_x[:, :fits], query_y[:, :fits], ways=ways)
+
+    with torch.no_grad():
+        exact = copy.deepcopy(plain).double().eval()
+        few = support_x[:2].double(), support_y[:2], query_x[:2, :2].double()
+        difference = _largest_difference(exact.snail(*few), exact(*few), "one support and one query a sequence")
+
+    def seconds_per_query(learner: Learner, episode: Episode) -> float:
+        """The update is made once for the whole batch, so that each of its queries bears the same share of it."""
+        optimizer.zero_grad()
+        start = time.perf_counter()
+        learner.loss(episode)[0].backward()  # type: ignore[no-untyped-call]
+        middle = time.perf_counter()
+        optimizer.step()
+        return (middle - start) / episode.query_y.numel() + (time.perf_counter() - middle) / query_y.numel()
+
+    setting = {"ways": ways, "shots": shots, "queries_per_class": queries, "episodes": b}
+    setting |= {"queries": query_y.numel(), "sample": sample.query_y.numel(), "max_difference": difference}
+    return setting | compare(
+        lambda: seconds_per_query(snail, whole), lambda: seconds_per_query(plain, sample), pairs=options.pairs
+    )
+
+
+# -- a stream --------------------------------------------------------------------------------------------------------
+
+
+def read_on(network: Block, x: Tensor) -> Tensor:
+    """Read ``x`` ``(b, t, c)`` one step at a time with a state: ``(b, t, out_channels)``."""
+    state, outputs = None, []
+    for step in x.split(1, dim=1):
+        y, state = network.step(step, state)
+        outputs.append(y)
+    return torch.cat(outputs, dim=1)
+
+
+def read_again(network: Block, x: Tensor, positions: Sequence[int]) -> Tensor:
+    """The output at each of the ``positions`` of ``x`` ``(b, t, c)``, each time by reading all up to it."""
+    return torch.cat([network(x[:, : i + 1])[:, -1:] for i in positions], dim=1)
+
+
+@torch.no_grad()
+def time_stream(options: argparse.Namespace) -> dict[str, Any]:
+    """Time a step of a sequence that is read on, against reading all of it again (mean over some positions)."""
+    convolutions = TCBlock(64, options.length, 128)
+    network = Stack(convolutions, AttentionBlock(convolutions.out_channels, 256, 128))
+    x = torch.randn(1, options.length, 64)
+    parts = min(options.length, options.positions)
+    positions = [(2 * i + 1) * options.length // (2 * parts) for i in range(parts)]  # the middles of equal parts
+
+    exact, exact_x = copy.deepcopy(network).double(), x.double()
+    difference = _largest_difference(
+        read_on(exact, exact_x)[:, positions],
+        read_again(exact, exact_x, positions),
+        "a sequence read on and read again",
+    )
+
+    def seconds_per_step(read: Callable[[], Tensor]) -> float:
+        start = time.perf_counter()
+        steps = read().shape[1]
+        return (time.perf_counter() - start) / steps
+
+    return {"length": options.length, "positions": positions, "max_difference": difference} | compare(
+        lambda: seconds_per_step(lambda: read_on(network, x)),
+        lambda: seconds_per_step(lambda: read_again(network, x, positions)),
+        pairs=options.pairs,
+    )
+
+
+# -- both ------------------------------------------------------------------------------------------------------------
+
+
+def compare(shared: Callable[[], float], plain: Callable[[], float], *, pairs: int) -> dict[str, Any]:
+    """Measure two ways in turn, ``pairs`` times each, behind one pair that only warms up.
+
+    Args:
+        shared: Does the work our way and returns its seconds per query or step.
+        plain: Likewise, the plain way.
+        pairs: How often.
+
+    Returns:
+        Medians ``shared_ms`` and ``plain_ms`` in milliseconds; ``ratio``, ``ratio_min`` and ``ratio_max`` of plain to
+        shared within a pair; every pair in milliseconds.
+    """
+    measured = [(1000 * shared(), 1000 * plain()) for _ in range(pairs + 1)][1:]
+    ratios = [slow / fast for fast, slow in measured]
+    return {
+        "shared_ms": statistics.median(fast for fast, _ in measured),
+        "plain_ms": statistics.median(slow for _, slow in measured),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "pairs": [{"shared_ms": fast, "plain_ms": slow} for fast, slow in measured],
+    }
+
+
+def _largest_difference(shared: Tensor, plain: Tensor, ways: str) -> float:
+    difference = float((shared - plain).abs().max()) if shared.shape == plain.shape else float("nan")
+    if not difference <= TOLERANCE:  # not a number is refused too
+        raise ValueError(f"{ways} differ by {difference:.1e}, so that timing them would compare different things")
+    return difference
+
+
+def _head(name: str, queries: str, unit: str, sample: str) -> str:
+    return _line(name, queries, f"shared ms/{unit}", f"plain ms/{unit}", "ratio median (min-max)", "pairs", sample)
+
+
+def _row(name: str, queries: str, timing: dict[str, Any], sample: str) -> str:
+    ratio = f"{timing['ratio']:.2f} ({timing['ratio_min']:.2f}-{timing['ratio_max']:.2f})"
+    pairs = str(len(timing["pairs"]))
+    return _line(name, queries, f"{timing['shared_ms']:.3f}", f"{timing['plain_ms']:.3f}", ratio, pairs, sample)
+
+
+def _line(name: str, queries: str, shared: str, plain: str, ratio: str, pairs: str, sample: str) -> str:
+    return f"{name:<15}{queries:>15}{shared:>17}{plain:>16}{ratio:>25}{pairs:>7}  {sample}"
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="snail benchmark",
+        formatter_class=_Help,
+        allow_abbrev=False,
+        description=f"""Time on the CPU, in float32, what reading a shared past once gains over reading it anew.
+
+training step   SNAIL with Conv4 on 28x28 random images: all queries of an episode over one support, against one
+                query a sequence with its own copy of the support; forward, loss, backward and Adam, per query
+streamed step   a sequence read step by step with a state, against recomputing the whole at each step
+
+The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the threads of both
+({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.""",
+    )
+    add = parser.add_argument
+    add(
+        "--output", type=Path, default=Path("benchmark.json"), metavar="PATH", help="file for every number, overwritten"
+    )
+    add("--pairs", type=_positive, default=7, metavar="N", help="times that both ways are measured")
+    add("--episodes", type=_positive, metavar="N", help=f"episodes in a batch; without it {CLASSES} // ways")
+    add("--sample_images", type=_positive, default=1600, metavar="N",
+        help="about how many images the plain way embeds in a step; if that is too few it does a part of the queries")  # fmt: skip
+    add("--length", type=_positive, default=1000, metavar="N", help="steps of the stream")
+    add("--positions", type=_positive, default=20, metavar="N", help="positions at which the whole stream is reread")
+    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for both ways")
+    add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
+    if parser.parse_known_args(argv)[0].quick:
+        parser.set_defaults(pairs=2, episodes=2, length=32, positions=4)
+    options = parser.parse_args(argv)
+    if options.output.is_dir() or not options.output.parent.is_dir():
+        raise ValueError(f"--output {options.output} must name a file in a folder that exists")
+    if options.keep_memory and not keep_memory():
+        raise ValueError("the C library of this machine cannot be told to keep memory; leave out --keep_memory")
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``snail benchmark``.
+
+    Args:
+        argv: The command line behind ``benchmark``.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: If an option is wrong, or the two ways of a pair do not agree.
+    """
+    options = _options(argv)
+    torch.manual_seed(0)
+    about = describe(SNAIL(Conv4(), 64, 5, 1), "cpu")
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # of the minute before
+    report = {key: about[key] for key in ("versions", "device", "hardware")}
+    report |= {"threads": torch.get_num_threads(), "load": load, "dtype": "float32", "quick": options.quick}
+    report |= {"keep_memory": options.keep_memory, "training": []}
+    memory = ", memory kept" if options.keep_memory else ""
+    print(f"{about['hardware']}, torch {about['versions']['torch']}, float32{memory}")
+    if load is not None and load > 0.5:
+        print(
+            f"the machine was busy (load {load:.1f}): other work slows the two ways unequally; quote no ratio from it"
+        )
+
+    print("\n" + _head("training step", "queries a class", "query", "plain way timed on"), flush=True)
+    for ways, shots in SETTINGS[:1] if options.quick else SETTINGS:
+        for queries in QUERIES[:1] if options.quick else QUERIES:
+            row = time_training(ways, shots, queries, options)
+            report["training"].append(row)
+            print(_row(f"{ways}-way {shots}-shot", f"{queries}", row, f"{row['sample']} of {row['queries']} queries"))
+
+    print("\n" + _head("streamed step", "", "step", "plain way timed at"), flush=True)
+    row = report["stream"] = time_stream(options)
+    print(_row(f"{row['length']:,} steps", "", row, f"{len(row['positions'])} of {row['length']:,} positions"))
+
+    beside = options.output.with_name(f".{options.output.name}.{os.getpid()}")
+    beside.write_text(json.dumps(report, indent=2) + "\n")
+    beside.replace(options.output)
+    print(f"\nevery number: {options.output}")
+    return 0
