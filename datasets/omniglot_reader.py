@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 Drawings = npt.NDArray[np.uint8]
 

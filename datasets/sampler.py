@@ -79,9 +79,10 @@ class EpisodeSampler:
         chosen = _distinct(for_images.reshape(b, n, -1), self._counts[classes], k + self.queries)
         chosen += self._first[classes][..., None]  # (b, n, k + queries), now indices into the pool
         labels = np.broadcast_to(np.arange(n)[:, None], chosen.shape)
-        support, support_y = _shuffled(chosen[..., :k], labels[..., :k], for_support)
-        query, query_y = _shuffled(chosen[..., k:], labels[..., k:], for_queries)
-        return Episode(*map(torch.from_numpy, (support, support_y, query, query_y)), ways=n)
+        support = _shuffled(chosen[..., :k], labels[..., :k], for_support)
+        query = _shuffled(chosen[..., k:], labels[..., k:], for_queries)
+        support_x, support_y, query_x, query_y = map(torch.from_numpy, (*support, *query))
+        return Episode(support_x, support_y, query_x, query_y, n)
 
 
 def _distinct(numbers: NDArray[np.uint64], sizes: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
@@ -162,7 +163,7 @@ class Episodes:
         batch_size: int = 100,
     ) -> Episodes:
         """Episodes of ``images``; see ``EpisodeSampler`` for the arguments and the errors."""
-        facts = {"dataset": dataset, "split": split, "split_hash": split_hash(images.class_names)}
+        facts: dict[str, Any] = {"dataset": dataset, "split": split, "split_hash": split_hash(images.class_names)}
         facts |= {"ways": ways, "shots": shots, "queries": queries, "episodes": count, "seed": seed}
         sampler = EpisodeSampler(images, f"{dataset}/{split}", ways=ways, shots=shots, queries=queries, seed=seed)
         return cls(images, sampler, count, batch_size, facts)

@@ -27,7 +27,7 @@ from snail.evaluation import describe
 
 from .levers import keep_memory
 
-__all__ = ["OneQueryASequence", "compare", "main", "read_again", "read_on", "time_stream", "time_training"]
+__all__ = ["OneQueryASequence", "compare", "main", "read_again", "read_on"]
 
 SETTINGS = ((5, 1), (5, 5), (20, 5))  # ways, shots
 QUERIES = (1, 15)  # a class
@@ -60,10 +60,10 @@ class OneQueryASequence(Learner):
         labels = F.pad(support_y.repeat_interleave(q, 0), (0, 1), value=-1)  # (b q, s + 1), the query's unknown
         embedded = self.snail.embedding(items.flatten(0, 1)).unflatten(0, items.shape[:2])
         answers: Tensor = self.snail.network(serialize(embedded, labels, self.snail.ways))
-        return answers[:, -1].unflatten(0, (b, q))
+        return answers[:, -1].reshape(b, q, self.snail.ways)
 
 
-def time_training(ways: int, shots: int, queries: int, options: argparse.Namespace) -> dict[str, Any]:
+def _time_training(ways: int, shots: int, queries: int, options: argparse.Namespace) -> dict[str, Any]:
     """Time a training step with ``queries`` a class: over one support an episode, against one query a sequence."""
     b = options.episodes or max(1, CLASSES // ways)
     snail = SNAIL(Conv4(), 64, ways, shots)
@@ -84,7 +84,7 @@ def time_training(ways: int, shots: int, queries: int, options: argparse.Namespa
         """The update is made once for the whole batch, so that each of its queries bears the same share of it."""
         optimizer.zero_grad()
         start = time.perf_counter()
-        learner.loss(episode)[0].backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(learner.loss(episode)[0])
         middle = time.perf_counter()
         optimizer.step()
         return (middle - start) / episode.query_y.numel() + (time.perf_counter() - middle) / query_y.numel()
@@ -102,8 +102,8 @@ def time_training(ways: int, shots: int, queries: int, options: argparse.Namespa
 def read_on(network: Block, x: Tensor) -> Tensor:
     """Read ``x`` ``(b, t, c)`` one step at a time with a state: ``(b, t, out_channels)``."""
     state, outputs = None, []
-    for step in x.split(1, dim=1):
-        y, state = network.step(step, state)
+    for i in range(x.shape[1]):
+        y, state = network.step(x[:, i : i + 1], state)
         outputs.append(y)
     return torch.cat(outputs, dim=1)
 
@@ -114,7 +114,7 @@ def read_again(network: Block, x: Tensor, positions: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def time_stream(options: argparse.Namespace) -> dict[str, Any]:
+def _time_stream(options: argparse.Namespace) -> dict[str, Any]:
     """Time a step of a sequence that is read on, against reading all of it again (mean over some positions)."""
     convolutions = TCBlock(64, options.length, 128)
     network = Stack(convolutions, AttentionBlock(convolutions.out_channels, 256, 128))
@@ -126,7 +126,7 @@ def time_stream(options: argparse.Namespace) -> dict[str, Any]:
     difference = _largest_difference(
         read_on(exact, exact_x)[:, positions],
         read_again(exact, exact_x, positions),
-        "a sequence read on and read again",
+        "a stream read on and read again",
     )
 
     def seconds_per_step(read: Callable[[], Tensor]) -> float:
@@ -175,22 +175,14 @@ def _largest_difference(shared: Tensor, plain: Tensor, ways: str) -> float:
     return difference
 
 
-def _head(name: str, queries: str, unit: str, sample: str) -> str:
-    return _line(name, queries, f"shared ms/{unit}", f"plain ms/{unit}", "ratio median (min-max)", "pairs", sample)
-
-
 def _row(name: str, queries: str, timing: dict[str, Any], sample: str) -> str:
     ratio = f"{timing['ratio']:.2f} ({timing['ratio_min']:.2f}-{timing['ratio_max']:.2f})"
-    pairs = str(len(timing["pairs"]))
-    return _line(name, queries, f"{timing['shared_ms']:.3f}", f"{timing['plain_ms']:.3f}", ratio, pairs, sample)
+    shared, plain, pairs = f"{timing['shared_ms']:.3f}", f"{timing['plain_ms']:.3f}", str(len(timing["pairs"]))
+    return _line(name, queries, shared, plain, ratio, pairs, sample)
 
 
 def _line(name: str, queries: str, shared: str, plain: str, ratio: str, pairs: str, sample: str) -> str:
     return f"{name:<15}{queries:>15}{shared:>17}{plain:>16}{ratio:>25}{pairs:>7}  {sample}"
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,7 +199,7 @@ def _positive(text: str) -> int:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="snail benchmark",
-        formatter_class=_Help,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         description=f"""Time on the CPU, in float32, what reading a shared past once gains over reading it anew.
 
@@ -218,20 +210,18 @@ streamed step   a sequence read step by step with a state, against recomputing t
 The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the threads of both
 ({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.""",
     )
-    add = parser.add_argument
-    add(
-        "--output", type=Path, default=Path("benchmark.json"), metavar="PATH", help="file for every number, overwritten"
-    )
-    add("--pairs", type=_positive, default=7, metavar="N", help="times that both ways are measured")
-    add("--episodes", type=_positive, metavar="N", help=f"episodes in a batch; without it {CLASSES} // ways")
-    add("--sample_images", type=_positive, default=1600, metavar="N",
-        help="about how many images the plain way embeds in a step; if that is too few it does a part of the queries")  # fmt: skip
-    add("--length", type=_positive, default=1000, metavar="N", help="steps of the stream")
-    add("--positions", type=_positive, default=20, metavar="N", help="positions at which the whole stream is reread")
+    add, default = parser.add_argument, " (default: %(default)s)"
+    add("--output", type=Path, default="benchmark.json", help="file for every number, overwritten" + default)
+    add("--pairs", type=_positive, default=7, help="how often both ways are timed" + default)
+    add("--episodes", type=_positive, help=f"episodes in a batch (default: {CLASSES} // ways)")
+    add("--sample_images", type=_positive, default=1600, help="most images the plain way embeds at once, one query an "
+        "episode at least; where all queries need more, a part of them is timed" + default)  # fmt: skip
+    add("--length", type=_positive, default=1000, help="steps of the stream" + default)
+    add("--positions", type=_positive, default=20, help="positions at which the stream is read again" + default)
     add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for both ways")
     add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
     if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(pairs=2, episodes=2, length=32, positions=4)
+        parser.set_defaults(pairs=2, episodes=2, length=32, positions=2)
     options = parser.parse_args(argv)
     if options.output.is_dir() or not options.output.parent.is_dir():
         raise ValueError(f"--output {options.output} must name a file in a folder that exists")
@@ -262,19 +252,19 @@ def main(argv: Sequence[str]) -> int:
     memory = ", memory kept" if options.keep_memory else ""
     print(f"{about['hardware']}, torch {about['versions']['torch']}, float32{memory}")
     if load is not None and load > 0.5:
-        print(
-            f"the machine was busy (load {load:.1f}): other work slows the two ways unequally; quote no ratio from it"
-        )
+        print(f"load {load:.1f} in the last minute: other work slows the two ways unequally; quote quiet runs only")
 
-    print("\n" + _head("training step", "queries a class", "query", "plain way timed on"), flush=True)
+    head = ("ratio median (min-max)", "pairs", "plain way timed on")
+    print("\n" + _line("training step", "queries a class", "shared ms/query", "plain ms/query", *head), flush=True)
     for ways, shots in SETTINGS[:1] if options.quick else SETTINGS:
         for queries in QUERIES[:1] if options.quick else QUERIES:
-            row = time_training(ways, shots, queries, options)
+            row = _time_training(ways, shots, queries, options)
             report["training"].append(row)
-            print(_row(f"{ways}-way {shots}-shot", f"{queries}", row, f"{row['sample']} of {row['queries']} queries"))
+            sample = f"{row['sample']} of {row['queries']} queries"
+            print(_row(f"{ways}-way {shots}-shot", f"{queries}", row, sample), flush=True)
 
-    print("\n" + _head("streamed step", "", "step", "plain way timed at"), flush=True)
-    row = report["stream"] = time_stream(options)
+    print("\n" + _line("streamed step", "", "shared ms/step", "plain ms/step", *head), flush=True)
+    row = report["stream"] = _time_stream(options)
     print(_row(f"{row['length']:,} steps", "", row, f"{len(row['positions'])} of {row['length']:,} positions"))
 
     beside = options.output.with_name(f".{options.output.name}.{os.getpid()}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
-from snail.evaluation import Result, merge_results, results_table
+from snail.evaluation import Result, merge_results, read_results, results_table
 from snail.module import FewShot
 
 from .levers import bf16_is_fast, keep_memory
@@ -42,6 +44,7 @@ from .terminal import MetricsCsv, RunProgress, quiet
 __all__ = ["main"]
 
 RUNS = Path("runs")
+SHIPPED = Path(str(resources.files("snail.experiments")))  # configs and the results that they gave
 BUILT_IN = "glyphs_5way"  # what `snail fit` without a config is called
 
 HELP = """usage: snail <command> [options]
@@ -53,6 +56,7 @@ commands:
   validate   score a run on validation classes    (--ckpt_path RUN)
   test       score a run on test classes          (--ckpt_path RUN)
   configs    list the configs that ship with the package, with the figure each should give
+  results    print results.json of one or more runs as a table  (snail results RUN ...)
   benchmark  time a training step and a streamed step against the plain way
 
 `snail <command> --help` explains the options. --debug anywhere shows the traceback of an error."""
@@ -127,7 +131,7 @@ class SnailCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; a copy of the parent's method without its warning about calls from Python."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's config came first on the command line."""
@@ -192,9 +196,7 @@ class SnailCLI(LightningCLI):
 
     def _loggers(self) -> list[Any]:
         loggers: list[Any] = [MetricsCsv(self.run)]
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError:
+        if find_spec("tensorboard") is None:
             return loggers
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -222,7 +224,7 @@ class SnailCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Draw, and test on the built-in data or say how to test."""
-        if self.trainer.fast_dev_run:
+        if self.options.trainer.fast_dev_run:
             return
         best = self.run / "best.ckpt"
         metrics = self.run / "metrics.csv"
@@ -299,7 +301,7 @@ class SnailCLI(LightningCLI):
                 }
             records.append(record)
         path = self.run / "results.json"
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self.options.trainer.fast_dev_run:
             merge_results(path, records)
         print(f"\n{results_table(records)}\n\nresults: {path}")
 
@@ -320,9 +322,13 @@ def main(args: Sequence[str] | None = None) -> int:
         quiet()
     try:
         return _run(argv)
-    except KeyboardInterrupt:
-        print("interrupted; `snail fit` with the same options and --ckpt_path last goes on", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interrupt into an exit.
+        interrupts = (KeyboardInterrupt, SIGTERMException)
+        if not isinstance(stop, interrupts) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print("interrupted; the same command with --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
+        return 143 if isinstance(stop, SIGTERMException) else 130
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -338,16 +344,21 @@ def _run(argv: list[str]) -> int:
     if command == "configs":
         print(list_configs())
         return 0
+    if command == "results":
+        print(list_results(rest))
+        return 0
     if command == "benchmark":
         from .benchmark import main as benchmark
 
         return benchmark(rest)
     if command not in SnailCLI.subcommands():
-        known = ", ".join([*SnailCLI.subcommands(), "configs", "benchmark"])
+        known = ", ".join([*SnailCLI.subcommands(), "configs", "results", "benchmark"])
         raise ValueError(f"there is no command {command!r}; choose one of {known}")
     if {"-h", "--help"} & set(rest) or any(arg.startswith("--print_config") for arg in rest):
         SnailCLI([command, *_configs_by_name(rest)[0]], name=BUILT_IN, checkpoint=None)
         return 0
+    if command == "fit" and not {"--config", "-c", "--data", "--ckpt_path"} & {arg.split("=", 1)[0] for arg in rest}:
+        rest = ["--config", BUILT_IN, *rest]
     rest, name = _configs_by_name(rest)
     rest, trust = _take(rest, "--trust")
     rest, given = _take(rest, "--ckpt_path")
@@ -414,17 +425,36 @@ def _config_path(value: str) -> Path:
 
 
 def _shipped_configs() -> list[Path]:
-    folder = resources.files("snail.experiments.configs")
-    return sorted(Path(str(file)) for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return sorted(SHIPPED.glob("configs/*.yaml"))
 
 
 def list_configs() -> str:
-    """The shipped configs, each with the comment at its head."""
+    """The shipped configs, each with the comment at its head and the results that it gave."""
     lines = []
     for path in _shipped_configs():
         head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
         lines += [path.stem, *(f"    {line}" for line in head)]
+        for record in read_results([SHIPPED / "results" / path.stem / "results.json"]):
+            lines.append(f"    gave {_figure(record)}")
     return "\n".join(lines)
+
+
+def _figure(record: Mapping[str, Any]) -> str:
+    return (
+        f"{record['accuracy']:.2f} ± {record['ci95']:.2f} %  {record['learner']}, {record['ways']}-way "
+        f"{record['shots']}-shot, {record['dataset']} {record['split']}, {record['episodes']:,} episodes"
+    )
+
+
+def list_results(argv: Sequence[str]) -> str:
+    """The results of runs (by default of all that ship with the package) as a table.
+
+    Args:
+        argv: Runs' folders or ``results.json`` files; ``--markdown`` for a table to paste.
+    """
+    paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/"))
+    records = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
+    return results_table(records, markdown="--markdown" in argv)
 
 
 def _as_list(value: Any) -> list[Any]:

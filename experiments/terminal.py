@@ -48,8 +48,8 @@ class RunProgress(ProgressBar):
     _silent = False
 
     def _open(self, what: str, total: float, start: int = 0) -> None:
-        total = int(total) if total != float("inf") else None
-        self._bar = tqdm(total=total, initial=start, desc=what, unit="step", leave=False, disable=not self._live,
+        known = int(total) if total != float("inf") else None
+        self._bar = tqdm(total=known, initial=start, desc=what, unit="step", leave=False, disable=not self._live,
                          dynamic_ncols=True, smoothing=0.05)  # fmt: skip
 
     def _close(self) -> None:

@@ -89,14 +89,14 @@ class CausalConv1d(Block):
         reach = self.receptive_field - 1
         past = F.pad(past, (0, 0, reach, 0)) if state is None else torch.cat([state, past], dim=1)
         y = now + self.bias
-        for tap, older in enumerate(past.split(self.out_channels, dim=-1) if reach else ()):
+        for tap, older in enumerate(_taps(past, self.out_channels)):
             y = y + older.narrow(1, tap * self.dilation, x.shape[1])
         return y, past[:, x.shape[1] :]
 
     def branch(self, x: Tensor, state: Tensor) -> Tensor:
         """See ``Block.branch``."""
         y = F.linear(x, self.taps.weight[-self.out_channels :], self.bias)
-        for tap, older in enumerate(state.split(self.out_channels, dim=-1) if self.receptive_field > 1 else ()):
+        for tap, older in enumerate(_taps(state, self.out_channels)):
             y = y + older.narrow(1, tap * self.dilation, 1)
         return y
 
@@ -277,6 +277,11 @@ class TCBlock(Stack):
             in_channels=in_channels,
         )
         self.receptive_field = 1 + sum(dilations)
+
+
+def _taps(past: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """What each tap but the last adds, the oldest first: ``(b, t, channels)`` each."""
+    return past.chunk(past.shape[-1] // channels, dim=-1) if past.shape[-1] else ()
 
 
 def _require_positive(**sizes: int) -> None:

@@ -52,7 +52,7 @@ class Conv4(nn.Module):
         self.head = nn.Identity() if out_features is None else nn.Linear(features, out_features)
         self.out_channels = features if out_features is None else out_features
         # Channels beside each other in memory: the layout that CPU and GPU convolutions are fastest in.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed ``(b, in_channels, image_size, image_size)`` as ``(b, out_channels)``."""

@@ -83,12 +83,10 @@ class Episode:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Episode:
         """The same episodes on ``device``."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking), everything=True)
+        tensors = (self.support_x, self.support_y, self.query_x, self.query_y)
+        support_x, support_y, query_x, query_y = (t.to(device, non_blocking=non_blocking) for t in tensors)
+        return Episode(support_x, support_y, query_x, query_y, self.ways)
 
     def map_items(self, function: Callable[[Tensor], Tensor]) -> Episode:
         """The same episodes with ``function`` applied to ``support_x`` and ``query_x``."""
-        return self._map(function, everything=False)
-
-    def _map(self, function: Callable[[Tensor], Tensor], *, everything: bool) -> Episode:
-        names = ["support_x", "query_x"] + (["support_y", "query_y"] if everything else [])
-        return replace(self, **{name: function(getattr(self, name)) for name in names})
+        return replace(self, support_x=function(self.support_x), query_x=function(self.query_x))

@@ -23,7 +23,7 @@ from torch import Tensor
 from .episodes import Episode
 from .learner import EmbeddingLearner, Learner
 
-__all__ = ["Result", "Scorer", "evaluate", "merge_results", "results_table"]
+__all__ = ["Result", "Scorer", "describe", "evaluate", "merge_results", "read_results", "results_table"]
 
 
 class ImagePool(Protocol):
@@ -125,8 +125,9 @@ class Scorer:
     @torch.no_grad()
     def _embed(self, pool: ImagePool, learner: EmbeddingLearner, device: torch.device) -> Tensor:
         """Embeddings of all images, ``(m, c)``."""
-        everything = torch.arange(len(pool), device=device)
-        return torch.cat([learner.embedding(pool.take(some)) for some in everything.split(self.chunk)])
+        starts = range(0, len(pool), self.chunk)
+        some = (torch.arange(i, min(i + self.chunk, len(pool)), device=device) for i in starts)
+        return torch.cat([learner.embedding(pool.take(indices)) for indices in some])
 
 
 def evaluate(
@@ -223,6 +224,29 @@ IDENTITY = (
 """What makes two records the same measurement, so that the later replaces the earlier."""
 
 
+def read_results(paths: Iterable[Path], *, must_exist: bool = False) -> list[dict[str, Any]]:
+    """The records of some ``results.json`` files, in order.
+
+    Raises:
+        ValueError: If a file is not a list of records.
+        FileNotFoundError: If ``must_exist`` and one is missing.
+    """
+    records: list[dict[str, Any]] = []
+    for path in paths:
+        if not path.exists():
+            if must_exist:
+                raise FileNotFoundError(f"there is no {path}; `snail test` writes it")
+            continue
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
+        if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+            raise ValueError(f"{path} does not hold a list of results; move it away and run again")
+        records += found
+    return records
+
+
 def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Write ``records`` into the list at ``path``, each in the place of an earlier one of the same identity.
 
@@ -234,13 +258,7 @@ def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict
     Raises:
         ValueError: If the file is there but is not a list of records.
     """
-    try:
-        old = json.loads(path.read_text()) if path.exists() else []
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
-    if not isinstance(old, list) or not all(isinstance(record, dict) for record in old):
-        raise ValueError(f"{path} does not hold a list of results; move it away and run again")
-    merged = {_identity(record): dict(record) for record in [*old, *records]}
+    merged = {_identity(record): dict(record) for record in [*read_results([path]), *records]}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(list(merged.values()), indent=2) + "\n")
@@ -252,8 +270,8 @@ def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(json.dumps(record.get(key)) for key in IDENTITY)
 
 
-def results_table(records: Iterable[Mapping[str, Any]]) -> str:
-    """Records as a text table, a line each, in the order given."""
+def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """Records as a table, a line each, in the order given."""
     head = ("learner", "data", "ways", "shots", "accuracy (95 % interval)", "episodes", "batch norm")
     rows = [
         (
@@ -267,6 +285,8 @@ def results_table(records: Iterable[Mapping[str, Any]]) -> str:
         )
         for r in records
     ]
+    if markdown:
+        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])

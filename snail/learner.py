@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .episodes import Episode
 
-__all__ = ["EmbeddingLearner", "Learner"]
+__all__ = ["EmbeddingLearner", "Learner", "answer_loss"]
 
 
 class Learner(nn.Module, ABC):
@@ -54,12 +54,25 @@ class Learner(nn.Module, ABC):
 
         By default the mean over all queries of the cross-entropy (of the squared error for regression).
         """
-        answer = self(episode.support_x, episode.support_y, episode.query_x)
-        if episode.ways is None:
-            return F.mse_loss(answer, episode.query_y), {}
-        loss = F.cross_entropy(answer.flatten(0, 1).float(), episode.query_y.flatten())
-        accuracy = (answer.detach().argmax(-1) == episode.query_y).float().mean()
-        return loss, {"accuracy": accuracy}
+        return answer_loss(self(episode.support_x, episode.support_y, episode.query_x), episode)
+
+
+def answer_loss(answer: Tensor, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+    """How wrong an answer is, as a scalar to minimise, and what is worth logging beside it.
+
+    Args:
+        answer: Logits ``(b, q, n)``, or values ``(b, q, d)`` for regression.
+        episode: Holds the truth.
+
+    Returns:
+        The mean over all queries of the cross-entropy (of the squared error for regression), and for classification
+        the accuracy in [0, 1].
+    """
+    precise = answer.to(torch.promote_types(answer.dtype, torch.float32))  # a sum in half precision loses too much
+    if episode.ways is None:
+        return F.mse_loss(precise, episode.query_y), {}
+    loss = F.cross_entropy(precise.flatten(0, 1), episode.query_y.flatten())
+    return loss, {"accuracy": (answer.detach().argmax(-1) == episode.query_y).float().mean()}
 
 
 class EmbeddingLearner(Learner):
@@ -80,9 +93,14 @@ class EmbeddingLearner(Learner):
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """Answer ``(b, q, n)`` from embedded support ``(b, s, c)``, its labels ``(b, s)`` and queries ``(b, q, c)``."""
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        """See ``Learner.forward``. Support and queries pass through the embedding together."""
-        b, s = support_x.shape[:2]
+    def embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed ``(b, s, *item)`` and ``(b, q, *item)``, together, as ``(b, s, c)`` and ``(b, q, c)``."""
         items = torch.cat([support_x, query_x], dim=1)
-        embedded = self.embedding(items.flatten(0, 1)).unflatten(0, (b, items.shape[1]))
-        return self.answer(embedded[:, :s], support_y, embedded[:, s:])
+        embedded = self.embedding(items.flatten(0, 1)).unflatten(0, items.shape[:2])
+        support, query = embedded.tensor_split([support_x.shape[1]], dim=1)
+        return support, query
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """See ``Learner.forward``."""
+        support, query = self.embed(support_x, query_x)
+        return self.answer(support, support_y, query)

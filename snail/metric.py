@@ -11,7 +11,24 @@ from torch import Tensor, nn
 
 from .learner import EmbeddingLearner
 
-__all__ = ["NearestNeighbour"]
+__all__ = ["NearestNeighbour", "prototype_logits"]
+
+
+def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    """Minus the squared distance of each query to the mean of each class (Snell et al., 2017, section 2).
+
+    Args:
+        support: ``(b, s, c)``, with at least one item of each class.
+        support_y: ``(b, s)``, integers in ``[0, ways)``.
+        query: ``(b, q, c)``.
+        ways: Number of classes n.
+
+    Returns:
+        Logits ``(b, q, n)``.
+    """
+    members = F.one_hot(support_y, ways).to(support.dtype)  # (b, s, n)
+    prototypes = members.transpose(1, 2) @ support / members.sum(1).unsqueeze(-1)  # (b, n, c)
+    return -(query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
 
 
 class NearestNeighbour(EmbeddingLearner):

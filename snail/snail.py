@@ -8,7 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Stack, TCBlock
-from .learner import EmbeddingLearner
+from .episodes import Episode
+from .learner import EmbeddingLearner, answer_loss
+from .metric import prototype_logits
 from .sequences import serialize
 
 __all__ = ["SNAIL"]
@@ -29,6 +31,8 @@ class SNAIL(EmbeddingLearner):
         max_shots: Most examples of a class the network is built for; one model serves every shot up to it. Taken
             from the data on the command line.
         dilation_start: First dilation of the temporal convolutions: 1 sees every step, 2 is the paper's printed one.
+        prototype_loss: Weight of a second loss in training, the prototypical one on the embedding of the same
+            episodes. The paper has none (0); it trains the embedding in fewer episodes and changes no answer.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
@@ -45,12 +49,14 @@ class SNAIL(EmbeddingLearner):
         max_shots: int,
         *,
         dilation_start: int = 1,
+        prototype_loss: float = 0.0,
     ) -> None:
         super().__init__(embedding)
         if ways < 1 or max_shots < 1:
             raise ValueError(f"SNAIL needs at least 1 way and 1 shot, not {ways} ways and {max_shots} shots")
         self.ways = ways
         self.max_shots = max_shots
+        self.prototype_loss = prototype_loss
         seq_len = ways * max_shots + 1
         att1 = AttentionBlock(embedding_dim + ways, 64, 32)
         tc1 = TCBlock(att1.out_channels, seq_len, 128, dilation_start=dilation_start)
@@ -58,6 +64,21 @@ class SNAIL(EmbeddingLearner):
         tc2 = TCBlock(att2.out_channels, seq_len, 128, dilation_start=dilation_start)
         att3 = AttentionBlock(tc2.out_channels, 512, 256)
         self.network = Stack(att1, tc1, att2, tc2, att3, nn.Linear(att3.out_channels, ways))
+
+    @property
+    def name(self) -> str:
+        """The learner's name in results, which tells of a second loss."""
+        return f"SNAIL, prototype loss {self.prototype_loss:g}" if self.prototype_loss else "SNAIL"
+
+    def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Learner.loss``: the cross-entropy at the last position, as in the paper, and the second loss if any."""
+        if not self.prototype_loss:
+            return super().loss(episode)
+        support, query = self.embed(episode.support_x, episode.query_x)
+        loss, logs = answer_loss(self.answer(support, episode.support_y, query), episode)
+        prototypes = prototype_logits(support.float(), episode.support_y, query.float(), self.ways)
+        prototype_loss, _ = answer_loss(prototypes, episode)
+        return loss + self.prototype_loss * prototype_loss, logs | {"loss_at_last_position": loss.detach()}
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""

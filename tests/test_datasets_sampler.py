@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
 from snail import Episode
 from snail.datasets import Episodes, EpisodeSampler, Images
 from snail.datasets.images import split_hash
 from snail.datasets.sampler import IndexBatches, _distinct, choose_shots
 from snail.evaluation import PooledEpisodes
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 TENSORS = ("support_x", "support_y", "query_x", "query_y")
 
@@ -159,6 +160,7 @@ class OneByOne(Dataset[Episode]):
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a machine with one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_seed_same_episodes_any_num_workers(workers: int) -> None:
     here = episodes()
@@ -258,7 +260,7 @@ def test_classes_are_drawn_uniformly() -> None:
 
 @pytest.mark.parametrize("part", ["support_x", "query_x"])
 def test_images_are_drawn_uniformly_in_their_class(part: str) -> None:
-    images, batch = many()
+    _, batch = many()
     drawn = torch.bincount(getattr(batch, part).flatten(), minlength=64 * 6).reshape(64, 6)
     assert sum(chi_square(counts) for counts in drawn) < bound(64 * 5)
 
@@ -390,7 +392,7 @@ def test_episodes_reject_an_index_out_of_range(index: int) -> None:
 
 @pytest.mark.parametrize("changed", [{"count": 0}, {"batch_size": 0}, {"count": -1}], ids=str)
 def test_episodes_reject_counts_below_one(changed: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="episodes in batches of .*; both must be at least 1"):
+    with pytest.raises(ValueError, match=r"episodes in batches of .*; both must be at least 1"):
         episodes(**changed)
 
 

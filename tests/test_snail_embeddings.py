@@ -1,8 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from snail import Conv4
 from torch import Tensor, nn
+
+from snail import Conv4
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,7 @@ def settled(**options: int | None) -> Conv4:
         (1, 32, None, 64 * 2 * 2),
     ],
 )
-def test_conv4_gives_a_vector_an_image(
-    in_channels: int, size: int, out_features: int | None, channels: int
-) -> None:
+def test_conv4_gives_a_vector_an_image(in_channels: int, size: int, out_features: int | None, channels: int) -> None:
     embedding = Conv4(in_channels, image_size=size, out_features=out_features)
     assert embedding.out_channels == channels
     assert embedding(torch.rand(2, in_channels, size, size)).shape == (2, channels)
@@ -63,9 +62,7 @@ def test_conv4_refuses_images_too_small_for_four_poolings(size: int) -> None:
 
 
 @pytest.mark.parametrize(("in_channels", "size", "out_features"), [(1, 28, 64), (3, 32, 10), (3, 84, None)])
-def test_conv4_matches_plain_contiguous_reference(
-    in_channels: int, size: int, out_features: int | None
-) -> None:
+def test_conv4_matches_plain_contiguous_reference(in_channels: int, size: int, out_features: int | None) -> None:
     embedding = settled(in_channels=in_channels, filters=8, image_size=size, out_features=out_features)
     batch = images(3, in_channels, size)
     weights = {name: value.contiguous() for name, value in embedding.state_dict().items()}

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from snail import Episode
 from torch import Tensor
+
+from snail import Episode
 
 
 def parts(**changed: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from snail import EmbeddingLearner, Episode, NearestNeighbour
 from torch import Tensor, nn
+
+from snail import EmbeddingLearner, Episode, NearestNeighbour
 
 INF = float("inf")
 
@@ -35,9 +36,7 @@ def test_nearest_neighbour_measures_in_the_embedding() -> None:
     first_channel = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         first_channel.weight.copy_(torch.tensor([[1.0, 0.0]]))
-        logits = NearestNeighbour(2, first_channel)(
-            points((0, 99), (3, 0)), torch.tensor([[0, 1]]), points((1, 0))
-        )
+        logits = NearestNeighbour(2, first_channel)(points((0, 99), (3, 0)), torch.tensor([[0, 1]]), points((1, 0)))
     torch.testing.assert_close(logits, torch.tensor([[[-1.0, -2.0]]]))
 
 
@@ -67,12 +66,13 @@ def test_nearest_neighbour_finds_an_item_at_no_distance_among_many() -> None:
     torch.testing.assert_close(own, torch.zeros(1, 100, 1), rtol=0, atol=1e-4)
 
 
-def test_nearest_neighbour_answers_alike_among_few_and_many() -> None:
+def test_nearest_neighbour_answers_a_query_alike_among_few_and_many() -> None:
     generator = torch.Generator().manual_seed(0)
-    support, query = 5 + torch.rand(1, 5, 64, generator=generator), 5 + torch.rand(1, 100, 64, generator=generator)
-    labels, learner = torch.arange(5).view(1, 5), NearestNeighbour(5)
-    together, alone = learner(support, labels, query), learner(support, labels, query[:, :1])
-    torch.testing.assert_close(together[:, :1], alone, rtol=1e-5, atol=1e-5)
+    support, others = 5 + torch.rand(1, 5, 64, generator=generator), 5 + torch.rand(1, 95, 64, generator=generator)
+    query, labels, learner = torch.cat([support, others], dim=1), torch.arange(5).view(1, 5), NearestNeighbour(5)
+    together = learner(support, labels, query)
+    alone = torch.cat([learner(support, labels, item) for item in query.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])

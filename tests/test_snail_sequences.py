@@ -1,7 +1,8 @@
 import pytest
 import torch
-from snail import serialize
 from torch import Tensor
+
+from snail import serialize
 
 
 def episode() -> Tensor:

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from snail import SNAIL, evaluate
+from snail.datasets import Glyphs
+from snail.experiments import cli, runs
+from snail.experiments.cli import main
+
+SMALL = [
+    *("--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.precision=32-true"),
+    *("--data.steps_per_epoch=3", "--data.batch_size=2", "--data.val_episodes=4", "--data.test_episodes=5"),
+    *("--data.train_shots=[1,2]", "--data.eval_shots=[1]", "--model.learner.embedding.filters=4"),
+    "--keep_memory=false",
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one small run in runs/small."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--name=small", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy_of_run(trained: Path, here: Path) -> Path:
+    shutil.copytree(trained / "runs", here / "runs")
+    return here / "runs" / "small"
+
+
+def fails(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that a command ends in, after a look that it is one and that the status tells."""
+    capfd.readouterr()
+    assert main(argv) != 0
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    assert err.count("\n") == 1 and err.startswith("snail: error: ")
+    return err
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+def test_fit_leaves_everything_in_the_runs_folder(trained: Path) -> None:
+    found = {path.name for path in (trained / "runs" / "small").iterdir()}
+    pictures = {"learning_curve.png", "episodes.png"}
+    assert found == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json"} | pictures
+
+
+def test_fit_on_built_in_data_prints_and_keeps_result_and_comparisons(trained: Path) -> None:
+    records = json.loads((trained / "runs" / "small" / "results.json").read_text())
+    assert [r["learner"] for r in records] == ["NearestNeighbour on pixels", "SNAIL untrained", "SNAIL"]
+    for record in records:
+        assert (record["dataset"], record["split"]) == ("glyphs", "seed0/test")
+        assert (record["ways"], record["shots"], record["episodes"], record["seed"]) == (5, 1, 5, 0)
+        assert record["batch_norm"] == "inductive" and 0 <= record["accuracy"] <= 100 and record["ci95"] >= 0
+    assert records[-1]["checkpoint"] == runs.file_hash(trained / "runs" / "small" / "best.ckpt")
+
+
+def test_fit_of_a_taken_name_gets_a_number(copy_of_run: Path) -> None:
+    before = (copy_of_run / "config.yaml").read_text()
+    assert main(["fit", "--name=small", *SMALL, "--trainer.max_epochs=1"]) == 0
+    assert (copy_of_run.parent / "small-2" / "last.ckpt").is_file()
+    assert (copy_of_run / "config.yaml").read_text() == before
+
+
+def test_fit_says_nothing_but_its_own(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snail.experiments", "fit", "--name=quiet", *SMALL],
+        capture_output=True, text=True, cwd=here, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    for noise in ("Tip", "GPU", "TPU", "deprecated", "warn", "Seed set"):
+        assert noise not in done.stdout
+    assert "step 3/6" in done.stdout and "step 6/6" in done.stdout  # progress without a terminal
+    assert "runs/quiet/results.json" in done.stdout
+
+
+def test_fit_ends_in_one_sentence_when_the_loss_is_not_a_number(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SNAIL, "answer", lambda self, s, y, q: (q.sum(-1, keepdim=True) * torch.nan).expand(-1, -1, 5))
+    assert "loss is nan at step 0" in fails(["fit", *SMALL], capfd)
+
+
+def test_fast_dev_run_writes_nothing(here: Path) -> None:
+    assert main(["fit", *SMALL, "--trainer.fast_dev_run=true"]) == 0
+    assert not (here / "runs").exists()
+
+
+def test_fit_on_omniglot_ends_with_the_test_command(
+    here: Path, omniglot_root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", "omniglot_5way", "--data.root", str(omniglot_root), *SMALL]) == 0
+    assert "snail test --ckpt_path runs/omniglot_5way" in capfd.readouterr().out
+    assert not (here / "runs" / "omniglot_5way" / "results.json").exists()
+    assert main(["test", "--ckpt_path", "runs/omniglot_5way"]) == 0
+    (record,) = json.loads((here / "runs" / "omniglot_5way" / "results.json").read_text())
+    assert (record["dataset"], record["split"], record["episodes"]) == ("omniglot", "vinyals/test", 5)
+
+
+# -- kill and resume ----------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from lightning.pytorch import Callback
+from snail.experiments import cli, runs
+
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+instantiate = cli.SnailCLI.instantiate_trainer
+def with_kill(self):
+    trainer = instantiate(self)
+    trainer.callbacks.insert(0, Kill())
+    return trainer
+cli.SnailCLI.instantiate_trainer = with_kill
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 6])  # within an epoch, at the end of one, after it, at the end of all
+def test_fit_killed_and_resumed_ends_with_the_same_bits(copy_of_run: Path, here: Path, step: int) -> None:
+    options = ["fit", "--name=killed", *SMALL, "--checkpoint_minutes=0"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(step), *options], cwd=here, capture_output=True)
+    assert killed.returncode == -9
+    left = torch.load(here / "runs" / "killed" / "last.ckpt", weights_only=True)
+    assert left["global_step"] == step - 1  # the checkpoint of the step before the kill
+    assert main([*options, "--ckpt_path=last"]) == 0
+    assert not (here / "runs" / "killed-2").exists()
+    resumed = torch.load(here / "runs" / "killed" / "last.ckpt", weights_only=True)
+    whole = torch.load(copy_of_run / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"] == 6
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], weight), name
+    assert (here / "runs" / "killed" / "metrics.csv").read_text() == (copy_of_run / "metrics.csv").read_text()
+    scores = [json.loads((here / "runs" / run / "results.json").read_text())[-1] for run in ("killed", "small")]
+    assert scores[0]["accuracy"] == scores[1]["accuracy"]
+
+
+def test_fit_last_with_none_found_is_an_error(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "no run of the name 'glyphs_5way'" in fails(["fit", "--ckpt_path", "last"], capfd)
+    assert not (here / "runs").exists()
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(
+    copy_of_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = runs.file_hash(copy_of_run / "last.ckpt")
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, copy_of_run / "last.ckpt")
+    assert runs.file_hash(copy_of_run / "last.ckpt") == before
+
+
+# -- validate and test --------------------------------------------------------------------------------------------
+
+
+def test_test_uses_the_runs_own_config_and_flags_override_it(copy_of_run: Path) -> None:
+    assert main(["test", "--ckpt_path", str(copy_of_run), "--data.test_episodes=7", "--data.seed=3"]) == 0
+    record = json.loads((copy_of_run / "results.json").read_text())[-1]
+    assert (record["episodes"], record["seed"], record["shots"]) == (7, 3, 1)
+
+
+def test_test_scores_as_evaluate_does(copy_of_run: Path) -> None:
+    config = yaml.safe_load((copy_of_run / "config.yaml").read_text())
+    from snail import Conv4
+
+    learner = SNAIL(Conv4(filters=4), 64, ways=5, max_shots=config["data"]["init_args"]["train_shots"][1])
+    state = torch.load(copy_of_run / "best.ckpt", weights_only=True)["state_dict"]
+    learner.load_state_dict({name.removeprefix("learner."): weight for name, weight in state.items()})
+    result = evaluate(learner, Glyphs().episodes("test", shots=1, count=5))
+    record = json.loads((copy_of_run / "results.json").read_text())[-1]
+    assert (record["accuracy"], record["ci95"]) == (result.accuracy, result.ci95)
+
+
+def test_a_checkpoint_file_alone_is_enough(copy_of_run: Path, here: Path) -> None:
+    alone = here / "elsewhere" / "model.ckpt"
+    alone.parent.mkdir()
+    shutil.copy(copy_of_run / "best.ckpt", alone)
+    assert main(["validate", "--ckpt_path", str(alone)]) == 0
+    (record,) = json.loads((alone.parent / "results.json").read_text())
+    assert (record["split"], record["episodes"]) == ("seed0/val", 4)
+
+
+def test_a_second_test_replaces_its_record(copy_of_run: Path) -> None:
+    before = json.loads((copy_of_run / "results.json").read_text())
+    assert main(["test", "--ckpt_path", str(copy_of_run)]) == 0
+    after = json.loads((copy_of_run / "results.json").read_text())
+    assert [r["accuracy"] for r in after] == [r["accuracy"] for r in before]
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["fitt"], "no command 'fitt'"),
+        (["fit", "--config", "nope"], "no config 'nope'"),
+        (["fit", "--config", "broken.yaml"], "parsing config"),
+        (["fit", "--config", "misspelt.yaml"], "model.schedul"),
+        (["fit", "--model.schedul=cosine2"], "cosine2"),
+        (["fit", "--data.ways=x"], "ways"),
+        (["fit", "--data.ways=0"], "0 ways"),
+        (["fit", "--data.ways=500"], "500 ways are asked of 'glyphs/seed0/val', which has 100 classes"),
+        (["fit", "--data.queries=30"], "30 queries need"),
+        (["fit", "--data.train_shots=[5,1]"], r"train_shots is \[5, 1\]"),
+        (["fit", "--data.eval_shots=[]"], "eval_shots is empty"),
+        (["fit", "--data.nonsense=1"], "nonsense"),
+        (["fit", "--data=Omniglot", "--data.root=empty"], "empty"),
+        (["test"], "needs --ckpt_path RUN"),
+        (["test", "--ckpt_path", "nope"], "nope does not exist"),
+        (["test", "--ckpt_path", "empty"], "holds no best.ckpt"),
+        (["test", "--ckpt_path", "cut.ckpt"], "cut.ckpt cannot be read"),
+        (["test", "--ckpt_path", "plain.ckpt"], "no config of a snail run"),
+        (["test", "--ckpt_path", "small", "--model.learner.embedding.filters=8"], "does not fit the model"),
+        (["test", "--ckpt_path", "small", "--data.ways=500"], "500 ways"),
+        (["results", "nope.json"], "there is no nope.json"),
+        (["benchmark", "--pairs=0"], "pairs"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_changes_nothing(
+    argv: list[str], sentence: str, trained: Path, here: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import torchvision.datasets
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(torchvision.datasets, "Omniglot", no_network)
+    whole = (trained / "runs" / "small" / "best.ckpt").read_bytes()
+    (here / "broken.yaml").write_text("model: [unclosed")
+    (here / "misspelt.yaml").write_text("model:\n  schedul: cosine\n")
+    (here / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}}, here / "plain.ckpt")
+    (here / "small").mkdir()
+    (here / "small" / "best.ckpt").write_bytes(whole)
+    (here / "empty").mkdir()
+    before = sorted(here.rglob("*"))
+    assert __import__("re").search(sentence, fails(argv, capfd))
+    assert [path for path in sorted(here.rglob("*")) if "cache" not in path.parts] == before
+
+
+def test_debug_shows_the_traceback(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--data.ways=0", "--debug"]) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+# -- trust --------------------------------------------------------------------------------------------------------
+
+
+class Command:
+    """A pickle of this runs a command when it is loaded the ordinary way."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch owned",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}, "snail_config": Command()}, here / "evil.ckpt")
+    (here / "evil2.ckpt").write_bytes(pickle.dumps(Command()))
+    for name in ("evil.ckpt", "evil2.ckpt"):
+        assert "cannot be read as a checkpoint" in fails(["test", "--ckpt_path", name], capfd)
+    assert not (here / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"learner": {"class_path": "foreign.Learner"}}},
+        {"model": {"optimizer": "foreign.Optimizer"}},
+        {"trainer": {"callbacks": [{"class_path": "foreign.Callback"}]}},
+        {"data": {"class_path": "foreign"}},
+    ],
+)
+def test_a_config_that_names_a_foreign_package_is_refused_unless_trusted(change: dict[str, object]) -> None:
+    checkpoint = {"snail_config": yaml.safe_dump(change)}
+    with pytest.raises(ValueError, match=r"names 'foreign.*add --trust foreign"):
+        runs.checkpoint_config(checkpoint, Path("x.ckpt"))
+    assert runs.checkpoint_config(checkpoint, Path("x.ckpt"), ["foreign"]) == change
+
+
+def test_a_config_that_points_to_another_file_is_refused() -> None:
+    checkpoint = {"snail_config": "model: /somewhere/else.yaml"}
+    with pytest.raises(ValueError, match="points to another file at model"):
+        runs.checkpoint_config(checkpoint, Path("x.ckpt"))
+
+
+# -- configs and help ---------------------------------------------------------------------------------------------
+
+CONFIGS = sorted(path.stem for path in (cli.SHIPPED / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_parses_and_builds_its_model(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config", name, "--print_config"])
+    assert done.value.code in (None, 0)
+    config = yaml.safe_load(capfd.readouterr().out)
+    assert config["model"]["learner"]["class_path"].startswith("snail.")
+    assert (cli.SHIPPED / "configs" / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_configs_lists_every_config_with_the_results_it_gave(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    printed = capfd.readouterr().out
+    for name in CONFIGS:
+        assert name in printed
+        results = cli.SHIPPED / "results" / name / "results.json"
+        for record in json.loads(results.read_text()) if results.exists() else []:
+            assert f"{record['accuracy']:.2f} ± {record['ci95']:.2f} %" in printed
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_names_every_command(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    printed = capfd.readouterr().out
+    for command in ("fit", "validate", "test", "configs", "results", "benchmark"):
+        assert f"\n  {command} " in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (
+            ["fit", "--help"],
+            ["Optimiser steps over which the learning rate", "Name of the run", "--trainer.max_epochs"],
+        ),
+        (["fit", "--data.help=Omniglot"], ["Folder that holds", "Query images of each class in a training episode"]),
+        (["fit", "--model.learner.help=SNAIL"], ["First dilation of the temporal convolutions"]),
+    ],
+)
+def test_help_explains_options_with_their_docstrings(
+    argv: list[str], lines: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(argv)
+    assert done.value.code in (None, 0)
+    printed = " ".join(capfd.readouterr().out.split())
+    for line in lines:
+        assert line in printed
+
+
+def test_results_prints_tables(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["results", str(trained / "runs" / "small"), "--markdown"]) == 0
+    assert capfd.readouterr().out.count("| glyphs seed0/test |") == 3
