@@ -38,6 +38,7 @@ from .runs import (
     latest_run,
     new_run,
     read_checkpoint,
+    training_facts,
 )
 from .terminal import MetricsCsv, RunProgress, quiet
 
@@ -287,18 +288,16 @@ class SnailCLI(LightningCLI):
         print(f"episodes with answers: {picture}")
 
     def _finish_scoring(self, checkpoint: Path | None, results: list[Result]) -> None:
-        digest = None if checkpoint is None else file_hash(checkpoint)
+        about_checkpoint: dict[str, Any] = {"run": self.run.name, "precision": str(self.trainer.precision)}
+        if checkpoint is not None:
+            about_checkpoint |= {"checkpoint": file_hash(checkpoint), **training_facts(read_checkpoint(checkpoint))}
         records = []
         for result in results:
             record = result.record()
             if "note" in record:
                 record["learner"] = f"{record['learner']} {record.pop('note')}"
             else:
-                record |= {
-                    "run": self.run.name,
-                    "checkpoint": digest,
-                    "precision": str(self.trainer.precision),
-                }
+                record |= about_checkpoint
             records.append(record)
         path = self.run / "results.json"
         if self.trainer.is_global_zero and not self.options.trainer.fast_dev_run:

@@ -21,6 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from snail.evaluation import hardware
+
 __all__ = [
     "AtomicCheckpointIO",
     "KeepCheckpoints",
@@ -31,6 +33,7 @@ __all__ = [
     "latest_run",
     "new_run",
     "read_checkpoint",
+    "training_facts",
 ]
 
 TRUSTED = ("snail", "torch", "torchvision")
@@ -193,11 +196,13 @@ class KeepCheckpoints(Checkpoint):
         self.run = run
         self.every = every
         self.best: float | None = None
-        self._saved_at = time.monotonic()
+        self._seconds_before = 0.0  # of training, before this process went on
+        self._started_at = self._saved_at = time.monotonic()
+        self._device = torch.device("cpu")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._saved_at = time.monotonic()
+        """Start the clocks."""
+        self._started_at = self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -217,16 +222,26 @@ class KeepCheckpoints(Checkpoint):
         self._save(trainer, "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best accuracy so far."""
-        return {"best": self.best}
+        """The best accuracy so far, and what training took."""
+        seconds = self._seconds_before + time.monotonic() - self._started_at
+        return {"best": self.best, "seconds": seconds, "hardware": hardware(self._device)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best accuracy so far."""
         self.best = state_dict["best"]
+        self._seconds_before = state_dict["seconds"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
+        self._device = trainer.strategy.root_device
         trainer.save_checkpoint(self.run / name)
         self._saved_at = time.monotonic()
+
+
+def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint tells about its training, for results: steps, seconds, hardware."""
+    state = checkpoint.get("callbacks", {}).get(KeepCheckpoints.__qualname__, {})
+    facts = {"steps": checkpoint.get("global_step"), "seconds": state.get("seconds"), "hardware": state.get("hardware")}
+    return {"training": {key: value for key, value in facts.items() if value is not None}}
 
 
 class KeepConfig(Callback):

@@ -23,7 +23,7 @@ from torch import Tensor
 from .episodes import Episode
 from .learner import EmbeddingLearner, Learner
 
-__all__ = ["Result", "Scorer", "describe", "evaluate", "merge_results", "read_results", "results_table"]
+__all__ = ["Result", "Scorer", "describe", "evaluate", "hardware", "merge_results", "read_results", "results_table"]
 
 
 class ImagePool(Protocol):
@@ -181,12 +181,6 @@ def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
         own_version = version("snail-meta")
     except PackageNotFoundError:  # used from a folder that was never installed
         own_version = "unknown"
-    device = torch.device(device)
-    hardware = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    )
     return {
         "learner": learner.name,
         "batch_norm": learner.batch_norm,
@@ -196,9 +190,16 @@ def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        "device": device.type,
-        "hardware": hardware,
+        "device": torch.device(device).type,
+        "hardware": hardware(device),
     }
+
+
+def hardware(device: torch.device | str) -> str:
+    """What computes on ``device``, such as the processor's name and the threads in use."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def _cpu_name() -> str:

@@ -400,7 +400,7 @@ def test_attention_attends_to_itself() -> None:
 
 @pytest.mark.parametrize("name", ["conv_kernel_3", "dense", "tc_6", "attention", "attention_of_one_size"])
 def test_every_block_has_a_second_derivative(name: str) -> None:
-    block, x = build(name), sequence(2, b=1).requires_grad_()
+    block, x = build(name), sequence(3, b=1).requires_grad_()
     assert torch.autograd.gradcheck(block, (x,))
     assert torch.autograd.gradgradcheck(block, (x,))
 

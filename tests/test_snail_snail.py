@@ -103,10 +103,10 @@ def test_snail_has_the_widths_and_parameters_of_the_paper(
     assert parameters == dense + attention + (channels[5] + 1) * ways
 
 
-@pytest.mark.parametrize(("dilation_start", "field"), [(1, 8), (2, 15)])
-def test_snail_passes_the_first_dilation_to_its_convolutions(dilation_start: int, field: int) -> None:
+@pytest.mark.parametrize(("option", "field"), [({}, 8), ({"dilation_start": 1}, 8), ({"dilation_start": 2}, 15)])
+def test_snail_passes_the_first_dilation_to_its_convolutions(option: dict[str, int], field: int) -> None:
     with torch.device("meta"):
-        network = SNAIL(nn.Identity(), DIM, 3, 2, dilation_start=dilation_start).network
+        network = SNAIL(nn.Identity(), DIM, 3, 2, **option).network
     assert [block.receptive_field for block in network.blocks if isinstance(block, TCBlock)] == [field, field]
 
 
