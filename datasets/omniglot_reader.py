@@ -7,7 +7,6 @@ The source is what ``torchvision.datasets.Omniglot`` leaves in ``root/omniglot-p
 import hashlib
 import io
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Sequence
@@ -20,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from snail.files import replacing
 
 Drawings = npt.NDArray[np.uint8]
 
@@ -237,12 +238,5 @@ def _load(path: Path) -> tuple[list[str], Drawings] | None:
 
 
 def _save(path: Path, names: list[str], images: Drawings) -> None:
-    """Write beside and rename, so that no reader meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with beside.open("xb") as file:
-            np.savez(file, names=np.array(names), images=images)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, "wb") as file:
+        np.savez(file, names=np.array(names), images=images)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from snail import SNAIL, AttentionBlock, Block, Conv4, Episode, Learner, Stack, TCBlock, serialize
 from snail.evaluation import describe
+from snail.files import replacing
 
 from .levers import keep_memory
 
@@ -185,6 +186,31 @@ def _line(name: str, queries: str, shared: str, plain: str, ratio: str, pairs: s
     return f"{name:<15}{queries:>15}{shared:>17}{plain:>16}{ratio:>25}{pairs:>7}  {sample}"
 
 
+def markdown_table(report: dict[str, Any]) -> str:
+    """The table of a report, as the README shows it."""
+    rows = [
+        (
+            f"{t['ways']}-way {t['shots']}-shot, {t['queries_per_class']} a class",
+            t,
+            f"{t['sample']} of {t['queries']} queries",
+        )
+        for t in report["training"]
+    ]
+    stream = report["stream"]
+    positions = f"{len(stream['positions'])} of {stream['length']:,} positions"
+    rows.append((f"a step of a stream of {stream['length']:,}", stream, positions))
+    lines = [
+        "| " + " | ".join(("", "shared, ms", "plain, ms", "ratio (spread)", "plain way timed on")) + " |",
+        "| --- " * 5 + "|",
+    ]
+    for name, t, sample in rows:
+        ratio = f"{t['ratio']:.1f} ({t['ratio_min']:.1f} to {t['ratio_max']:.1f})"
+        lines.append(f"| {name} | {t['shared_ms']:.2f} | {t['plain_ms']:.2f} | {ratio} | {sample} |")
+    pairs = len(stream["pairs"])
+    facts = f"{report['hardware']}, torch {report['versions']['torch']}, median of {pairs} pairs."
+    return "\n".join([*lines, "", facts])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -219,10 +245,13 @@ The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the
     add("--length", type=_positive, default=1000, help="steps of the stream" + default)
     add("--positions", type=_positive, default=20, help="positions at which the stream is read again" + default)
     add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for both ways")
+    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
     add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(pairs=2, episodes=2, length=32, positions=2)
     options = parser.parse_args(argv)
+    if options.show is not None:
+        return options
     if options.output.is_dir() or not options.output.parent.is_dir():
         raise ValueError(f"--output {options.output} must name a file in a folder that exists")
     if options.keep_memory and not keep_memory():
@@ -243,6 +272,9 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If an option is wrong, or the two ways of a pair do not agree.
     """
     options = _options(argv)
+    if options.show is not None:
+        print(markdown_table(json.loads(options.show.read_text())))
+        return 0
     torch.manual_seed(0)
     about = describe(SNAIL(Conv4(), 64, 5, 1), "cpu")
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # of the minute before
@@ -267,8 +299,7 @@ def main(argv: Sequence[str]) -> int:
     row = report["stream"] = _time_stream(options)
     print(_row(f"{row['length']:,} steps", "", row, f"{len(row['positions'])} of {row['length']:,} positions"))
 
-    beside = options.output.with_name(f".{options.output.name}.{os.getpid()}")
-    beside.write_text(json.dumps(report, indent=2) + "\n")
-    beside.replace(options.output)
+    with replacing(options.output) as file:
+        file.write(json.dumps(report, indent=2) + "\n")
     print(f"\nevery number: {options.output}")
     return 0

@@ -28,6 +28,7 @@ from snail.evaluation import Result, merge_results, read_results, results_table
 from snail.module import FewShot
 
 from .levers import bf16_is_fast, keep_memory
+from .published import published
 from .runs import (
     AtomicCheckpointIO,
     KeepCheckpoints,
@@ -451,8 +452,9 @@ def list_results(argv: Sequence[str]) -> str:
     Args:
         argv: Runs' folders or ``results.json`` files; ``--markdown`` for a table to paste.
     """
-    paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/"))
+    paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/results.json"))
     records = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
+    records = [record | {"published": published(record)} for record in records]
     return results_table(records, markdown="--markdown" in argv)
 
 

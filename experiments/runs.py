@@ -7,7 +7,6 @@ code: checkpoints load with ``weights_only=True``, and the config inside one may
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from snail.evaluation import hardware
+from snail.files import replacing
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -168,14 +168,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """See Lightning's ``CheckpointIO``."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with beside.open("wb") as file:
+        with replacing(Path(path), "wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())  # the rename must not reach the disk before the content
-        beside.replace(path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
@@ -259,9 +253,8 @@ class KeepConfig(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` when training starts."""
         if stage == "fit" and trainer.is_global_zero:
-            beside = self.run / f".config.yaml.{os.getpid()}"
-            beside.write_text(self.text)
-            beside.replace(self.run / "config.yaml")
+            with replacing(self.run / "config.yaml") as file:
+                file.write(self.text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the config beside the weights."""

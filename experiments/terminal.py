@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
+
+from snail.files import replacing
 
 __all__ = ["MetricsCsv", "RunProgress", "quiet"]
 
@@ -147,12 +148,10 @@ class MetricsCsv(Logger):
         if not self._rows:
             return
         columns = sorted({key for row in self._rows.values() for key in row})
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with beside.open("w", newline="") as file:
+        with replacing(self.path, newline="") as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
-        beside.replace(self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .episodes import Episode
+from .files import replacing
 from .learner import EmbeddingLearner, Learner
 
 __all__ = ["Result", "Scorer", "describe", "evaluate", "hardware", "merge_results", "read_results", "results_table"]
@@ -260,10 +260,8 @@ def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict
         ValueError: If the file is there but is not a list of records.
     """
     merged = {_identity(record): dict(record) for record in [*read_results([path]), *records]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(list(merged.values()), indent=2) + "\n")
-    beside.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(list(merged.values()), indent=2) + "\n")
     return list(merged.values())
 
 
@@ -271,23 +269,33 @@ def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(json.dumps(record.get(key)) for key in IDENTITY)
 
 
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "learner": lambda r: str(r["learner"]),
+    "data": lambda r: f"{r['dataset']} {r['split']}",
+    "ways": lambda r: str(r["ways"]),
+    "shots": lambda r: str(r["shots"]),
+    "accuracy (95 % interval)": lambda r: f"{r['accuracy']:.2f} ± {r['ci95']:.2f} %",
+    "paper": lambda r: r.get("published") or "",
+    "episodes": lambda r: f"{r['episodes']:,}",
+    "batch norm": lambda r: str(r["batch_norm"]),
+    "trained": lambda r: _trained(r.get("training", {})),
+}
+
+
 def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """Records as a table, a line each, in the order given."""
-    head = ("learner", "data", "ways", "shots", "accuracy (95 % interval)", "episodes", "batch norm")
-    rows = [
-        (
-            str(r["learner"]),
-            f"{r['dataset']} {r['split']}",
-            str(r["ways"]),
-            str(r["shots"]),
-            f"{r['accuracy']:.2f} ± {r['ci95']:.2f} %",
-            f"{r['episodes']:,}",
-            str(r["batch_norm"]),
-        )
-        for r in records
-    ]
+    """Records as a table, a line each, in the order given; a column that is empty throughout is left out."""
+    cells = [[head, *map(cell, records)] for head, cell in COLUMNS.items()] if (records := list(records)) else []
+    rows = list(zip(*(column for column in cells if any(column[1:])), strict=True))
+    if not rows:
+        return "no results"
     if markdown:
-        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows])
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+        return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    if not {"steps", "seconds", "hardware"} <= set(training):
+        return ""
+    return f"{training['steps']:,} steps, {training['seconds'] / 60:.0f} min on {training['hardware']}"

@@ -27,7 +27,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def omniglot_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the real Omniglot, its cache kept for the session; skips where ``SNAIL_DATA`` does not point to it."""
+    """The real Omniglot in a folder that keeps its cache; skips where ``SNAIL_DATA`` does not point to it."""
     data = os.environ.get("SNAIL_DATA")
     source = Path(data or "nowhere").resolve() / "omniglot" / "omniglot-py"
     if not data or not source.is_dir():

@@ -138,6 +138,7 @@ def test_another_setting_gives_other_episodes(changed: dict[str, int]) -> None:
     classes = class_of_label(pool(), one), class_of_label(pool(), other)[:, :3]
     agreeing = (classes[0] == classes[1]).all(dim=1).float().mean()
     assert agreeing < 0.1
+    assert not torch.equal(classes[0][0], classes[1][0])  # the first too, where every counter is at zero
 
 
 def test_another_name_or_split_gives_other_episodes() -> None:
