@@ -24,6 +24,7 @@ from snail.evaluation import hardware
 from snail.files import replacing
 
 __all__ = [
+    "RUNS",
     "AtomicCheckpointIO",
     "KeepCheckpoints",
     "KeepConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "training_facts",
 ]
 
+RUNS = Path("runs")  # in the folder where the command is given
 TRUSTED = ("snail", "torch", "torchvision")
 CONFIG_KEY = "snail_config"  # where a checkpoint holds its run's config, as YAML text
 

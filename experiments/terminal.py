@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,7 @@ from tqdm import tqdm
 
 from snail.files import replacing
 
-__all__ = ["MetricsCsv", "RunProgress", "quiet"]
-
-
-def quiet() -> None:
-    """Silence what libraries say about themselves: advertisements, deprecations, device lists."""
-    warnings.simplefilter("ignore")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+__all__ = ["MetricsCsv", "RunProgress"]
 
 
 class RunProgress(ProgressBar):

@@ -123,27 +123,28 @@ def test_fit_on_omniglot_ends_with_the_test_command(
 KILLED = """
 import os, signal, sys
 from lightning.pytorch import Callback
-from snail.experiments import cli, runs
+from snail.experiments import cli, runs, trainer_cli
 
 class Kill(Callback):
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 
-instantiate = cli.SnailCLI.instantiate_trainer
+instantiate = trainer_cli.SnailCLI.instantiate_trainer
 def with_kill(self):
     trainer = instantiate(self)
     trainer.callbacks.insert(0, Kill())
     return trainer
-cli.SnailCLI.instantiate_trainer = with_kill
-sys.exit(cli.main(sys.argv[2:]))
+trainer_cli.SnailCLI.instantiate_trainer = with_kill
+sys.exit(cli.main(sys.argv[3:]))
 """
 
 
 @pytest.mark.parametrize("step", [2, 3, 4, 6])  # within an epoch, at the end of one, after it, at the end of all
 def test_fit_killed_and_resumed_ends_with_the_same_bits(copy_of_run: Path, here: Path, step: int) -> None:
     options = ["fit", "--name=killed", *SMALL, "--checkpoint_minutes=0"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(step), *options], cwd=here, capture_output=True)
+    command = [sys.executable, "-c", KILLED, str(step), "SIGKILL", *options]
+    killed = subprocess.run(command, cwd=here, capture_output=True)
     assert killed.returncode == -9
     left = torch.load(here / "runs" / "killed" / "last.ckpt", weights_only=True)
     assert left["global_step"] == step - 1  # the checkpoint of the step before the kill
@@ -157,6 +158,15 @@ def test_fit_killed_and_resumed_ends_with_the_same_bits(copy_of_run: Path, here:
     assert (here / "runs" / "killed" / "metrics.csv").read_text() == (copy_of_run / "metrics.csv").read_text()
     scores = [json.loads((here / "runs" / run / "results.json").read_text())[-1] for run in ("killed", "small")]
     assert scores[0]["accuracy"] == scores[1]["accuracy"]
+
+
+@pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_fit_interrupted_says_how_to_go_on(here: Path, signal: str, status: int) -> None:
+    command = [sys.executable, "-c", KILLED, "2", signal, "fit", *SMALL, "--checkpoint_minutes=0"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stderr == "interrupted; the same command with --ckpt_path last goes on from the last checkpoint\n"
+    assert (here / "runs" / "glyphs_5way" / "last.ckpt").is_file()
 
 
 def test_fit_last_with_none_found_is_an_error(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
