@@ -49,6 +49,8 @@ class Images:
                 f"{len(self.class_names)} class names, {len(set(self.class_names))} of them different, for "
                 f"{len(self.counts)} classes"
             )
+        if min(self.counts, default=1) < 1:
+            raise ValueError(f"class {self.class_names[self.counts.index(min(self.counts))]!r} has no image")
         if sum(self.counts) != len(self.pixels):
             raise ValueError(f"the classes count {sum(self.counts)} images, but there are {len(self.pixels)}")
 
@@ -76,7 +78,13 @@ class Images:
         return replace(self, pixels=self.pixels.to(device))
 
     def with_rotations(self) -> Images:
-        """Every class also turned by 90, 180 and 270 degrees, each turn a class of its own (Santoro et al., 2016)."""
+        """Every class also turned by 90, 180 and 270 degrees, each turn a class of its own (Santoro et al., 2016).
+
+        Raises:
+            ValueError: If the images are not square.
+        """
+        if self.pixels.shape[2] != self.pixels.shape[3]:
+            raise ValueError(f"images of {tuple(self.pixels.shape[2:])} pixels cannot be turned; they must be square")
         turns = [torch.rot90(self.pixels, k, (2, 3)) for k in range(4)]
         names = [f"{name}/rot{90 * k:03d}" for k in range(4) for name in self.class_names]
         return Images(torch.cat(turns), tuple(names), self.counts * 4)

@@ -67,7 +67,10 @@ class EpisodeData(LightningDataModule, ABC):
         self.ways, self.train_shots, self.queries = ways, range(low, high + 1), queries
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.eval_shots, self.eval_queries = tuple(eval_shots), eval_queries
-        self.eval_episodes = {"val": val_episodes, "test": test_episodes or self.default_test_episodes}
+        self.eval_episodes = {
+            "val": val_episodes,
+            "test": self.default_test_episodes if test_episodes is None else test_episodes,
+        }
         self.seed = seed
         self._images: dict[str, Images] = {}
 

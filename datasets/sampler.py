@@ -129,7 +129,7 @@ class Episodes:
 
     Args:
         images: The pool that the indices point into.
-        sampler: Draws the indices.
+        drawn_by: Draws the indices.
         count: Number of episodes E; indices 0 to E - 1.
         batch_size: Episodes in a batch.
         facts: What identifies the episodes in a result: data set, split and its hash, ways, shots, queries, seed.
@@ -139,7 +139,7 @@ class Episodes:
     """
 
     images: Images
-    sampler: EpisodeSampler
+    drawn_by: EpisodeSampler  # not `sampler`, by which Lightning would take this for a DataLoader
     count: int
     batch_size: int
     facts: dict[str, Any]
@@ -180,7 +180,7 @@ class Episodes:
         """The single episode ``index`` as a batch of one, images ready."""
         if not 0 <= index < self.count:
             raise IndexError(f"episode {index} of {self.count}")
-        return self.sampler.draw(index, index + 1).map_items(self.images.take)
+        return self.drawn_by.draw(index, index + 1).map_items(self.images.take)
 
     @property
     def index_batches(self) -> IndexBatches:
@@ -201,7 +201,7 @@ class IndexBatches:
     def __iter__(self) -> Iterator[Episode]:
         """Batches of episodes of indices, in the order of their index."""
         for start in range(0, self.episodes.count, self.episodes.batch_size):
-            yield self.episodes.sampler.draw(start, min(start + self.episodes.batch_size, self.episodes.count))
+            yield self.episodes.drawn_by.draw(start, min(start + self.episodes.batch_size, self.episodes.count))
 
 
 def choose_shots(shots: Sequence[int], seed: int, step: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from snail.evaluation import read_results, results_table
+from snail.results import read_results, results_table
 
 from .published import published
 

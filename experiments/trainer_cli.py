@@ -18,8 +18,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
-from snail.evaluation import Result, merge_results, results_table
+from snail.evaluation import Result
 from snail.module import FewShot
+from snail.results import merge_results, results_table
 
 from .levers import bf16_is_fast, keep_memory
 from .runs import (
@@ -237,7 +238,6 @@ class SnailCLI(LightningCLI):
             evaluate(
                 learner,
                 data.episodes("test", shots=shots),
-                device=self.trainer.strategy.root_device,
                 note=note,
             )
             for learner, note in (

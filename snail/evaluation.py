@@ -1,4 +1,4 @@
-"""How episodes are scored and how a result is written down. There is one evaluation, and this is it.
+"""How episodes are scored. There is one evaluation, and this is it.
 
 Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``m`` images of a pool, ``c`` channels of an embedding.
 """
@@ -6,11 +6,10 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``m`` images of a p
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,10 +19,9 @@ import torch
 from torch import Tensor
 
 from .episodes import Episode
-from .files import replacing
 from .learner import EmbeddingLearner, Learner
 
-__all__ = ["Result", "Scorer", "describe", "evaluate", "hardware", "merge_results", "read_results", "results_table"]
+__all__ = ["Result", "Scorer", "describe", "evaluate", "hardware"]
 
 
 class ImagePool(Protocol):
@@ -87,8 +85,9 @@ class Result:
         return cls(float(percent.mean()), half, count, facts)
 
     def record(self) -> dict[str, Any]:
-        """A flat dictionary, as stored in ``results.json``."""
-        return {**self.facts, "episodes": self.episodes, "accuracy": self.accuracy, "ci95": self.ci95}
+        """A flat dictionary, as stored in ``results.json``; an interval that is NaN is ``None`` there."""
+        interval = None if math.isnan(self.ci95) else self.ci95
+        return {**self.facts, "episodes": self.episodes, "accuracy": self.accuracy, "ci95": interval}
 
     def __str__(self) -> str:
         return f"{self.accuracy:.2f} ± {self.ci95:.2f} %"
@@ -110,7 +109,13 @@ class Scorer:
         self._embedded: Tensor | None = None
 
     def __call__(self, episode: Episode) -> Tensor:
-        """The accuracy of each episode of a batch, ``(b,)`` in [0, 1]."""
+        """The accuracy of each episode of a batch, ``(b,)`` in [0, 1].
+
+        Raises:
+            ValueError: If the episodes are of regression.
+        """
+        if episode.ways is None:
+            raise ValueError("episodes of regression (ways=None) have no accuracy")
         support_x, support_y, query_x = episode.support_x, episode.support_y, episode.query_x
         if self.pool is not None and isinstance(self.learner, EmbeddingLearner) and not self.learner.transductive:
             if self._embedded is None:
@@ -133,26 +138,22 @@ class Scorer:
 def evaluate(
     learner: Learner,
     episodes: Iterable[Episode] | PooledEpisodes,
-    *,
-    device: torch.device | str | None = None,
     **facts: Any,
 ) -> Result:
-    """Score a learner on episodes.
+    """Score a learner on classification episodes, on the device where the learner is.
 
     Args:
         learner: Any learner; its mode is put back afterwards.
         episodes: Batches of episodes, such as ``Omniglot(root).episodes("test", ...)``.
-        device: Where to compute; by default where the learner is.
         **facts: Anything else to keep in the result.
 
     Returns:
         The mean accuracy over episodes with its 95 % interval.
 
     Raises:
-        ValueError: If there is no episode.
+        ValueError: If there is no episode, or one of regression.
     """
-    if device is None:
-        device = next((p.device for p in learner.parameters()), torch.device("cpu"))
+    device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     pooled = isinstance(episodes, PooledEpisodes)
     batches = episodes.index_batches if isinstance(episodes, PooledEpisodes) else episodes
     start = time.perf_counter()
@@ -208,94 +209,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-IDENTITY = (
-    "dataset",
-    "split",
-    "split_hash",
-    "learner",
-    "checkpoint",
-    "ways",
-    "shots",
-    "queries",
-    "episodes",
-    "seed",
-)
-"""What makes two records the same measurement, so that the later replaces the earlier."""
-
-
-def read_results(paths: Iterable[Path], *, must_exist: bool = False) -> list[dict[str, Any]]:
-    """The records of some ``results.json`` files, in order.
-
-    Raises:
-        ValueError: If a file is not a list of records.
-        FileNotFoundError: If ``must_exist`` and one is missing.
-    """
-    records: list[dict[str, Any]] = []
-    for path in paths:
-        if not path.exists():
-            if must_exist:
-                raise FileNotFoundError(f"there is no {path}; `snail test` writes it")
-            continue
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
-        if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-            raise ValueError(f"{path} does not hold a list of results; move it away and run again")
-        records += found
-    return records
-
-
-def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write ``records`` into the list at ``path``, each in the place of an earlier one of the same identity.
-
-    The file is written beside and renamed, so that a kill leaves the old or the new one.
-
-    Returns:
-        All records now in the file.
-
-    Raises:
-        ValueError: If the file is there but is not a list of records.
-    """
-    merged = {_identity(record): dict(record) for record in [*read_results([path]), *records]}
-    with replacing(path) as file:
-        file.write(json.dumps(list(merged.values()), indent=2) + "\n")
-    return list(merged.values())
-
-
-def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(json.dumps(record.get(key)) for key in IDENTITY)
-
-
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "learner": lambda r: str(r["learner"]),
-    "data": lambda r: f"{r['dataset']} {r['split']}",
-    "ways": lambda r: str(r["ways"]),
-    "shots": lambda r: str(r["shots"]),
-    "accuracy (95 % interval)": lambda r: f"{r['accuracy']:.2f} ± {r['ci95']:.2f} %",
-    "paper": lambda r: r.get("published") or "",
-    "episodes": lambda r: f"{r['episodes']:,}",
-    "batch norm": lambda r: str(r["batch_norm"]),
-    "trained": lambda r: _trained(r.get("training", {})),
-}
-
-
-def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """Records as a table, a line each, in the order given; a column that is empty throughout is left out."""
-    cells = [[head, *map(cell, records)] for head, cell in COLUMNS.items()] if (records := list(records)) else []
-    rows = list(zip(*(column for column in cells if any(column[1:])), strict=True))
-    if not rows:
-        return "no results"
-    if markdown:
-        return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _trained(training: Mapping[str, Any]) -> str:
-    if not {"steps", "seconds", "hardware"} <= set(training):
-        return ""
-    return f"{training['steps']:,} steps, {training['seconds'] / 60:.0f} min on {training['hardware']}"

@@ -71,7 +71,7 @@ def answer_loss(answer: Tensor, episode: Episode) -> tuple[Tensor, dict[str, Ten
     precise = answer.to(torch.promote_types(answer.dtype, torch.float32))  # a sum in half precision loses too much
     if episode.ways is None:
         return F.mse_loss(precise, episode.query_y), {}
-    loss = F.cross_entropy(precise.flatten(0, 1), episode.query_y.flatten())
+    loss = F.cross_entropy(precise.flatten(0, 1), episode.query_y.flatten().long())
     return loss, {"accuracy": (answer.detach().argmax(-1) == episode.query_y).float().mean()}
 
 

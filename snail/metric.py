@@ -26,7 +26,7 @@ def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: in
     Returns:
         Logits ``(b, q, n)``.
     """
-    members = F.one_hot(support_y, ways).to(support.dtype)  # (b, s, n)
+    members = F.one_hot(support_y.long(), ways).to(support.dtype)  # (b, s, n)
     prototypes = members.transpose(1, 2) @ support / members.sum(1).unsqueeze(-1)  # (b, n, c)
     return -(query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
 
@@ -49,6 +49,9 @@ class NearestNeighbour(EmbeddingLearner):
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
-        distance = torch.cdist(query, support).unsqueeze(-1)  # (b, q, s, 1)
-        other_class = ~F.one_hot(support_y, self.ways).bool().unsqueeze(1)  # (b, 1, s, n)
+        # Differences squared, not a matrix product: exact, and the same however many queries there are.
+        distance = torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist").unsqueeze(
+            -1
+        )  # (b, q, s, 1)
+        other_class = ~F.one_hot(support_y.long(), self.ways).bool().unsqueeze(1)  # (b, 1, s, n)
         return -distance.masked_fill(other_class, float("inf")).amin(dim=2)

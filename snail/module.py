@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -60,7 +61,7 @@ class FewShot(LightningModule):
         loss, logs = self.learner.loss(batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the training loss is {float(loss)} at step {self.global_step}; lower the learning rate "
+                f"the training loss is {loss.item()} at step {self.global_step}; lower the learning rate "
                 f"(--model.optimizer.lr) or clip gradients (--trainer.gradient_clip_val 1)"
             )
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -136,8 +137,13 @@ class FewShot(LightningModule):
     # -- what else a run needs to go on exactly where it was ---------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of all random generators."""
-        state = {"torch": torch.get_rng_state(), "python": random.getstate()}
+        """Keep the state of all random generators, in tensors and plain values."""
+        _, keys, *rest = np.random.get_state(legacy=True)
+        state = {
+            "torch": torch.get_rng_state(),
+            "python": random.getstate(),
+            "numpy": [np.asarray(keys).tolist(), *rest],
+        }
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state_all()
         checkpoint["generators"] = state
@@ -150,6 +156,8 @@ class FewShot(LightningModule):
         if "python" in state:
             version, numbers, gauss = state["python"]
             random.setstate((version, tuple(numbers), gauss))
+        if "numpy" in state:
+            np.random.set_state(("MT19937", *state["numpy"]))
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 

@@ -33,13 +33,17 @@ def serialize(embedded: Tensor, labels: Tensor | None, ways: int) -> Tensor:
         ``(b, t, c + n)``, of the embedding's dtype.
 
     Raises:
-        ValueError: If shapes do not match, or (checked on the CPU only, where it costs no synchronisation) a label
-            is outside ``[-1, ways)``.
+        ValueError: If shapes or dtypes do not fit, ``ways`` is not positive, or a label is outside ``[-1, ways)``
+            (checked on the CPU only, where it costs no synchronisation).
     """
     if embedded.ndim != 3:
         raise ValueError(f"embedded has shape {tuple(embedded.shape)}; (b, t, c) is needed")
+    if ways < 1:
+        raise ValueError(f"ways is {ways}; it must be at least 1")
     if labels is None:
         return torch.nn.functional.pad(embedded, (0, ways))
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}; integers are needed")
     if labels.shape != embedded.shape[:2]:
         raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit {tuple(embedded.shape[:2])} steps")
     if labels.device.type == "cpu" and labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < ways:

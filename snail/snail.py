@@ -52,8 +52,9 @@ class SNAIL(EmbeddingLearner):
         prototype_loss: float = 0.0,
     ) -> None:
         super().__init__(embedding)
-        if ways < 1 or max_shots < 1:
-            raise ValueError(f"SNAIL needs at least 1 way and 1 shot, not {ways} ways and {max_shots} shots")
+        for what, size in (("embedding_dim", embedding_dim), ("ways", ways), ("max_shots", max_shots)):
+            if size < 1:
+                raise ValueError(f"{what} is {size}; it must be at least 1")
         self.ways = ways
         self.max_shots = max_shots
         self.prototype_loss = prototype_loss

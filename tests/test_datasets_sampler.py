@@ -168,7 +168,7 @@ def test_same_seed_same_episodes_any_num_workers(workers: int) -> None:
     context = "fork" if workers else None
     loader = DataLoader(OneByOne(here), batch_size=None, num_workers=workers, multiprocessing_context=context)
     loaded = list(loader)
-    direct = here.sampler.draw(0, here.count).map_items(here.images.take)
+    direct = here.drawn_by.draw(0, here.count).map_items(here.images.take)
     assert len(loaded) == here.count
     for name in TENSORS:
         assert torch.equal(torch.cat([getattr(one, name) for one in loaded]), getattr(direct, name))

@@ -237,7 +237,7 @@ def test_a_second_test_replaces_its_record(copy_of_run: Path) -> None:
         (["fit", "--config", "misspelt.yaml"], "model.schedul"),
         (["fit", "--model.schedul=cosine2"], "cosine2"),
         (["fit", "--data.ways=x"], "ways"),
-        (["fit", "--data.ways=0"], "0 ways"),
+        (["fit", "--data.ways=0"], "ways is 0"),
         (["fit", "--data.ways=500"], "500 ways are asked of 'glyphs/seed0/val', which has 100 classes"),
         (["fit", "--data.queries=30"], "30 queries need"),
         (["fit", "--data.train_shots=[5,1]"], r"train_shots is \[5, 1\]"),

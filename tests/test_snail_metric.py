@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from snail import EmbeddingLearner, Episode, NearestNeighbour
+from snail.metric import prototype_logits
 
 INF = float("inf")
 
@@ -89,3 +90,9 @@ def test_nearest_neighbour_is_an_inductive_embedding_learner_without_parameters(
     assert not learner.transductive
     assert learner.name == "NearestNeighbour"
     assert not list(learner.parameters())
+
+
+def test_prototype_logits_are_minus_the_squared_distance_to_the_mean_of_a_class() -> None:
+    support = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [2.0, 0.0]]])
+    logits = prototype_logits(support, torch.tensor([[0, 1, 0]]), torch.tensor([[[1.0, 1.0]]]), ways=2)
+    assert torch.equal(logits, torch.tensor([[[-1.0, -13.0]]]))  # to (1, 0) and to (3, 4), squared

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snail import SNAIL, Conv4, EmbeddingLearner, Episode, TCBlock, serialize
 from snail.datasets.images import Images
 from snail.datasets.sampler import EpisodeSampler
+from snail.metric import prototype_logits
 
 DIM = 4  # channels of the vectors that are items below
 PAPER = [  # ways, max_shots, channels of the input and after each block, parameters of the head in millions
@@ -327,9 +328,9 @@ def test_snail_refuses_more_shots_than_it_was_built_for(learner: SNAIL, items: i
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((DIM, 0, 1), "at least 1 way and 1 shot, not 0 ways and 1 shots"),
-        ((DIM, 5, 0), "at least 1 way and 1 shot, not 5 ways and 0 shots"),
-        ((DIM, -5, -1), "at least 1 way and 1 shot, not -5 ways and -1 shots"),
+        ((DIM, 0, 1), "ways is 0; it must be at least 1"),
+        ((DIM, 5, 0), "max_shots is 0; it must be at least 1"),
+        ((DIM, -5, -1), "ways is -5; it must be at least 1"),
     ],
 )
 def test_snail_refuses_sizes_below_one(sizes: tuple[int, int, int], message: str) -> None:
@@ -475,3 +476,18 @@ def test_no_support_labels_would_give_away_ranked_labels() -> None:
     accuracy, error = accuracy_on_training_classes(Unlabelled, Ranked)  # shows that the test above has the power
     assert accuracy > 0.7
     assert accuracy - 0.5 > 10 * error
+
+
+def test_snail_prototype_loss_adds_to_the_loss_and_changes_no_answer() -> None:
+    torch.manual_seed(0)
+    plain = SNAIL(nn.Flatten(), 4, ways=3, max_shots=2)
+    helped = SNAIL(nn.Flatten(), 4, ways=3, max_shots=2, prototype_loss=0.5)
+    helped.load_state_dict(plain.state_dict())
+    y = torch.tensor([[2, 0, 1, 1, 2, 0]])
+    episode = Episode(torch.randn(1, 6, 4), y, torch.randn(1, 3, 4), torch.tensor([[0, 1, 2]]), ways=3)
+    x = (episode.support_x, episode.support_y, episode.query_x)
+    assert torch.equal(plain(*x), helped(*x))
+    prototypes = prototype_logits(episode.support_x, y, episode.query_x, 3)
+    second = nn.functional.cross_entropy(prototypes[0], episode.query_y[0])
+    torch.testing.assert_close(helped.loss(episode)[0], plain.loss(episode)[0] + 0.5 * second)
+    assert (plain.name, helped.name) == ("SNAIL", "SNAIL, prototype loss 0.5")

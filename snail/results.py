@@ -1,0 +1,105 @@
+"""How results are written down, read again and shown: ``results.json``, a list of flat records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import replacing
+
+__all__ = ["merge_results", "read_results", "results_table"]
+
+IDENTITY = (
+    "dataset",
+    "split",
+    "split_hash",
+    "learner",
+    "checkpoint",
+    "batch_norm",
+    "ways",
+    "shots",
+    "queries",
+    "episodes",
+    "seed",
+)
+"""What makes two records the same measurement, so that the later replaces the earlier."""
+
+
+def read_results(paths: Iterable[Path], *, must_exist: bool = False) -> list[dict[str, Any]]:
+    """The records of some ``results.json`` files, in order.
+
+    Raises:
+        ValueError: If a file is not a list of records.
+        FileNotFoundError: If ``must_exist`` and one is missing.
+    """
+    records: list[dict[str, Any]] = []
+    for path in paths:
+        if not path.exists():
+            if must_exist:
+                raise FileNotFoundError(f"there is no {path}; `snail test` writes it")
+            continue
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
+        if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+            raise ValueError(f"{path} does not hold a list of results; move it away and run again")
+        records += found
+    return records
+
+
+def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Write ``records`` into the list at ``path``, each in the place of an earlier one of the same identity.
+
+    The file is written beside and renamed, so that a kill leaves the old or the new one.
+
+    Returns:
+        All records now in the file.
+
+    Raises:
+        ValueError: If the file is there but is not a list of records.
+    """
+    merged = {_identity(record): dict(record) for record in [*read_results([path]), *records]}
+    with replacing(path) as file:
+        file.write(json.dumps(list(merged.values()), indent=2) + "\n")
+    return list(merged.values())
+
+
+def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(json.dumps(record.get(key)) for key in IDENTITY)
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "learner": lambda r: str(r["learner"]),
+    "data": lambda r: f"{r['dataset']} {r['split']}",
+    "ways": lambda r: str(r["ways"]),
+    "shots": lambda r: str(r["shots"]),
+    "accuracy (95 % interval)": lambda r: (
+        f"{r['accuracy']:.2f} ± {'?' if r['ci95'] is None else format(r['ci95'], '.2f')} %"
+    ),
+    "paper": lambda r: r.get("published") or "",
+    "episodes": lambda r: f"{r['episodes']:,}",
+    "batch norm": lambda r: str(r["batch_norm"]),
+    "trained": lambda r: _trained(r.get("training", {})),
+}
+
+
+def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """Records as a table, a line each, in the order given; a column that is empty throughout is left out."""
+    cells = [[head, *map(cell, records)] for head, cell in COLUMNS.items()] if (records := list(records)) else []
+    rows = list(zip(*(column for column in cells if any(column[1:])), strict=True))
+    if not rows:
+        return "no results"
+    if markdown:
+        return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    if not {"steps", "seconds", "hardware"} <= set(training):
+        return ""
+    return f"{training['steps']:,} steps, {training['seconds'] / 60:.0f} min on {training['hardware']}"

@@ -1,0 +1,161 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from snail import Result
+from snail.results import IDENTITY, merge_results, read_results, results_table
+
+
+def row(**changed: Any) -> dict[str, Any]:
+    facts = {"dataset": "made-up", "split": "all/test", "split_hash": "00", "learner": "SNAIL", "checkpoint": "11"}
+    facts |= {"ways": 5, "shots": 1, "queries": 1, "episodes": 100, "seed": 0, "batch_norm": "inductive"}
+    return facts | {"accuracy": 90.0, "ci95": 1.0} | changed
+
+
+def test_merge_results_makes_the_file_and_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "one" / "results.json"
+    assert merge_results(path, [row()]) == [row()]
+    assert json.loads(path.read_text()) == [row()]
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_merge_results_replaces_the_same_measurement_and_keeps_others(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    merge_results(path, [row(), row(shots=5), row(ways=20)])
+    merged = merge_results(path, [row(shots=5, accuracy=95.0), row(seed=1)])
+    assert merged == [row(), row(shots=5, accuracy=95.0), row(ways=20), row(seed=1)]
+    assert json.loads(path.read_text()) == merged
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_merge_results_keeps_apart_what_differs_in(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    merge_results(path, [row()])
+    assert merge_results(path, [row(**{key: "another"})]) == [row(), row(**{key: "another"})]
+
+
+@pytest.mark.parametrize("key", ["accuracy", "ci95", "seconds", "hardware", "versions"])
+def test_merge_results_takes_a_repetition_for_the_same_in_spite_of(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    merge_results(path, [row()])
+    assert merge_results(path, [row(**{key: "another"})]) == [row(**{key: "another"})]
+
+
+def test_merge_results_takes_records_without_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    bare = {key: value for key, value in row().items() if key != "checkpoint"}
+    merge_results(path, [bare])
+    assert merge_results(path, [bare, row()]) == [bare, row()]
+
+
+def test_merge_results_reads_back_one_episode(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    merge_results(path, [row(**Result.of(torch.tensor([1.0])).record())])
+    (again,) = merge_results(path, [])
+    assert again["ci95"] is None  # JSON has no NaN
+    assert "100.00 ± ? %" in results_table([again])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (b'[{"dataset": "made-', "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        (b'{"dataset": "made-up"}', "does not hold a list of results"),
+        (b"[1, 2]", "does not hold a list of results"),
+        (b"[\xff\xfe]", "is not valid JSON"),
+    ],
+    ids=["cut short", "empty", "no list", "no records", "not text"],
+)
+def test_merge_results_refuses_a_damaged_file_and_leaves_it(damage: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(damage)
+    with pytest.raises(ValueError, match=rf"results\.json {message}.*; move it away"):
+        merge_results(path, [row()])
+    assert path.read_bytes() == damage
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Path, Path, str]]]:
+    """Die at the moment of the renaming, having noted it and what was to be renamed."""
+    moves = []
+
+    def replace(self: Path, target: Path) -> None:
+        moves.append((self, Path(target), self.read_text()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", replace)
+    yield moves
+
+
+def test_merge_results_killed_before_the_renaming_leaves_the_old_file(
+    tmp_path: Path, killed: list[tuple[Path, Path, str]]
+) -> None:
+    path = tmp_path / "results.json"
+    old = json.dumps([row()])
+    path.write_text(old)
+    with pytest.raises(KeyboardInterrupt):
+        merge_results(path, [row(seed=1)])
+    assert path.read_text() == old
+    ((beside, target, content),) = killed
+    assert (beside.parent, target) == (tmp_path, path)  # a renaming within a folder is one step
+    assert json.loads(content) == [row(), row(seed=1)]
+
+
+def test_merge_results_works_after_a_kill(tmp_path: Path, killed: list[tuple[Path, Path, str]]) -> None:
+    path = tmp_path / "results.json"
+    with pytest.raises(KeyboardInterrupt):
+        merge_results(path, [row()])
+    assert not path.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", Path.rename)
+        assert merge_results(path, [row(seed=1)]) == [row(seed=1)]
+
+
+def test_read_results_reads_files_in_order_and_passes_over_missing_ones(tmp_path: Path) -> None:
+    one, other, missing = (tmp_path / f"{name}.json" for name in ("one", "other", "missing"))
+    merge_results(one, [row()])
+    merge_results(other, [row(seed=1), row(seed=2)])
+    assert read_results([other, missing, one]) == [row(seed=1), row(seed=2), row()]
+    with pytest.raises(FileNotFoundError, match=r"there is no .*missing\.json"):
+        read_results([one, missing], must_exist=True)
+
+
+def test_results_table_mentions_every_row() -> None:
+    rows = [
+        row(),
+        row(learner="MAML", shots=5, accuracy=98.765, ci95=0.125, episodes=10_000, batch_norm="transductive"),
+        row(dataset="omniglot", split="vinyals/test", ways=20),
+    ]
+    head, rule, *lines = results_table(rows).splitlines()
+    assert head == "learner  data                   ways  shots  accuracy (95 % interval)  episodes  batch norm"
+    assert set(rule) == {"-"}
+    assert lines == [
+        "SNAIL    made-up all/test       5     1      90.00 ± 1.00 %            100       inductive",
+        "MAML     made-up all/test       5     5      98.77 ± 0.12 %            10,000    transductive",
+        "SNAIL    omniglot vinyals/test  20    1      90.00 ± 1.00 %            100       inductive",
+    ]
+
+
+def test_results_table_of_nothing_says_so() -> None:
+    assert results_table([]) == "no results"
+
+
+def test_results_table_shows_what_was_published_and_what_training_took() -> None:
+    training = {"steps": 3500, "seconds": 2520.4, "hardware": "a processor"}
+    head, _, line = results_table([row(published="99.07 ± 0.16", training=training)], markdown=True).splitlines()
+    assert "| paper |" in head and head.endswith("| trained |")
+    assert "| 99.07 ± 0.16 |" in line and line.endswith("| 3,500 steps, 42 min on a processor |")
+
+
+def test_results_table_is_markdown_when_asked() -> None:
+    assert results_table([row()], markdown=True).splitlines() == [
+        "| learner | data | ways | shots | accuracy (95 % interval) | episodes | batch norm |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| SNAIL | made-up all/test | 5 | 1 | 90.00 ± 1.00 % | 100 | inductive |",
+    ]
