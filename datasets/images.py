@@ -75,6 +75,8 @@ class Images:
 
     def to(self, device: torch.device | str) -> Images:
         """The same images with the pixels on ``device``."""
+        if self.pixels.device == torch.device(device):
+            return self
         return replace(self, pixels=self.pixels.to(device))
 
     def with_rotations(self) -> Images:

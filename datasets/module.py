@@ -91,10 +91,9 @@ class EpisodeData(LightningDataModule, ABC):
         if part not in ("train", "val", "test"):
             raise ValueError(f"there is no part {part!r}; choose train, val or test")
         if part not in self._images:
-            images = self.load(part)
-            if self.trainer is not None:  # sampled and scaled where the computing is done
-                images = images.to(self.trainer.strategy.root_device)
-            self._images[part] = images
+            self._images[part] = self.load(part)
+        if self.trainer is not None:  # gathered and scaled where the computing is done
+            self._images[part] = self._images[part].to(self.trainer.strategy.root_device)
         return self._images[part]
 
     def episodes(

@@ -50,10 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
-    if not debug:
-        _quiet()
     try:
-        return _run(argv)
+        return _run(argv, debug)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns an interrupt into an exit.
         terminated = type(stop).__name__ == "SIGTERMException"
@@ -70,13 +68,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _quiet() -> None:
-    """Silence what libraries say about themselves: advertisements, deprecations, device lists."""
+    """Silence what libraries say about themselves, once they are imported: advertisements, deprecations, devices."""
     warnings.simplefilter("ignore")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], debug: bool) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP)
         return 0
@@ -94,15 +92,17 @@ def _run(argv: list[str]) -> int:
     if command not in TRAINER_COMMANDS:
         known = ", ".join([*TRAINER_COMMANDS, "configs", "results", "benchmark"])
         raise ValueError(f"there is no command {command!r}; choose one of {known}")
-    _run_trainer(command, rest)
+    _run_trainer(command, rest, debug)
     return 0
 
 
-def _run_trainer(command: str, rest: list[str]) -> None:
+def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
     # Lightning is slow to import; the other commands do without.
     from .runs import RUNS, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
     from .trainer_cli import SnailCLI
 
+    if not debug:
+        _quiet()
     if {"-h", "--help"} & set(rest) or any(arg.startswith("--print_config") for arg in rest):
         SnailCLI([command, *_configs_by_name(rest)[0]], name=BUILT_IN, checkpoint=None)
         return

@@ -154,14 +154,10 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    for chunk in iter(lambda: file.read(2**20), b""):
-        digest.update(chunk)
+        for chunk in iter(lambda: file.read(2**20), b""):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -49,6 +49,49 @@ class Block(nn.Module, ABC):
         return self.step(x)[0]
 
 
+class Stack(Block):
+    """Blocks one behind the other, themselves a block.
+
+    A module without ``step``, such as ``nn.Linear`` or ``nn.LayerNorm``, must act on each step by itself.
+
+    Args:
+        *blocks: The blocks and step-wise modules, first to last.
+        in_channels: Channels of each step; needed only where no module tells its width, as in an empty stack.
+
+    Shape:
+        ``(b, t, c) -> (b, t, out_channels)``, any ``t >= 1``.
+
+    Raises:
+        ValueError: If ``out_channels`` cannot be known.
+    """
+
+    def __init__(self, *blocks: nn.Module, in_channels: int | None = None) -> None:
+        super().__init__()
+        widths = [getattr(block, "out_channels", getattr(block, "out_features", None)) for block in blocks]
+        known = [width for width in [in_channels, *widths] if width is not None]
+        if not known:
+            raise ValueError(f"none of the {len(blocks)} modules tells its width; give in_channels")
+        self.out_channels = int(known[-1])
+        self.blocks = nn.ModuleList(blocks)
+
+    def step(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """See ``Block.step``; the state is a list, one entry a module."""
+        after: list[Any] = []
+        for block, before in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+            if isinstance(block, Block):
+                x, before = block.step(x, before)
+            else:
+                x = block(x)
+            after.append(before)
+        return x, after
+
+    def branch(self, x: Tensor, state: Sequence[Any]) -> Tensor:
+        """See ``Block.branch``."""
+        for block, before in zip(self.blocks, state, strict=True):
+            x = block.branch(x, before) if isinstance(block, Block) else block(x)
+        return x
+
+
 class CausalConv1d(Block):
     """Convolution over steps that looks back only: output t is made of inputs t, t - d, ..., t - (kernel_size - 1) d.
 
@@ -74,6 +117,7 @@ class CausalConv1d(Block):
             in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, dilation=dilation
         )
         self.out_channels = out_channels
+        self.kernel_size = kernel_size
         self.dilation = dilation
         self.receptive_field = (kernel_size - 1) * dilation + 1
         # One matrix applies all taps: rows [i * out_channels, (i + 1) * out_channels) are tap i, the oldest first.
@@ -88,16 +132,18 @@ class CausalConv1d(Block):
         past, now = self.taps(x).tensor_split([-self.out_channels], dim=-1)
         reach = self.receptive_field - 1
         past = F.pad(past, (0, 0, reach, 0)) if state is None else torch.cat([state, past], dim=1)
-        y = now + self.bias
-        for tap, older in enumerate(_taps(past, self.out_channels)):
-            y = y + older.narrow(1, tap * self.dilation, x.shape[1])
-        return y, past[:, x.shape[1] :]
+        return self._add_past(now + self.bias, past, x.shape[1]), past[:, x.shape[1] :]
 
     def branch(self, x: Tensor, state: Tensor) -> Tensor:
         """See ``Block.branch``."""
         y = F.linear(x, self.taps.weight[-self.out_channels :], self.bias)
-        for tap, older in enumerate(_taps(state, self.out_channels)):
-            y = y + older.narrow(1, tap * self.dilation, 1)
+        return self._add_past(y, state, 1)
+
+    def _add_past(self, y: Tensor, past: Tensor, steps: int) -> Tensor:
+        """Add what the older taps found to ``steps`` outputs; the first reaches back to the start of ``past``."""
+        for tap in range(self.kernel_size - 1):
+            start, column = tap * self.dilation, tap * self.out_channels
+            y = y + past[:, start : start + steps, column : column + self.out_channels]
         return y
 
 
@@ -136,6 +182,38 @@ class DenseBlock(Block):
     def _append(x: Tensor, y: Tensor) -> Tensor:
         f, g = y.chunk(2, dim=-1)
         return torch.cat([x, (torch.tanh(f) * torch.sigmoid(g)).to(x.dtype)], dim=-1)
+
+
+class TCBlock(Stack):
+    """Dense causal convolutions whose dilations double until every one of ``seq_len`` steps is in view.
+
+        x ─┬───────────────┬───────────────┬─ ... ─► concat: (b, t, in_channels + layers * filters)
+           └─ Dense, d = 1 ┴─ Dense, d = 2 ┴─ ...         layers = ceil(log2(seq_len))
+
+    Args:
+        in_channels: Channels of each step.
+        seq_len: Longest sequence that the last step must see end to end; longer ones are read too, and then the
+            last ``receptive_field`` steps count.
+        filters: Channels that each dense layer appends.
+        dilation_start: First dilation. 1 reaches every step; 2 is the paper's pseudo-code as printed, which leaves
+            every second step out of reach.
+
+    Shape:
+        ``(b, t, in_channels) -> (b, t, out_channels)``, any ``t >= 1``.
+
+    Raises:
+        ValueError: If a size is not positive.
+    """
+
+    def __init__(self, in_channels: int, seq_len: int, filters: int, *, dilation_start: int = 1) -> None:
+        _require_positive(in_channels=in_channels, seq_len=seq_len, filters=filters, dilation_start=dilation_start)
+        layers = (seq_len - 1).bit_length()  # ceil(log2(seq_len)), in integers
+        dilations = [dilation_start * 2**i for i in range(layers)]
+        super().__init__(
+            *(DenseBlock(in_channels + i * filters, d, filters) for i, d in enumerate(dilations)),
+            in_channels=in_channels,
+        )
+        self.receptive_field = 1 + sum(dilations)
 
 
 class AttentionBlock(Block):
@@ -201,87 +279,6 @@ class AttentionBlock(Block):
             future = torch.ones(t, s, dtype=torch.bool, device=logits.device).triu(s - t + 1)
             logits = logits.masked_fill(future, float("-inf"))
         return logits.softmax(dim=-1)
-
-
-class Stack(Block):
-    """Blocks one behind the other, themselves a block.
-
-    A module without ``step``, such as ``nn.Linear`` or ``nn.LayerNorm``, must act on each step by itself.
-
-    Args:
-        *blocks: The blocks and step-wise modules, first to last; at least one that is a ``Block`` or ``nn.Linear``
-            so that ``out_channels`` is known, or none for the identity with ``in_channels`` given.
-        in_channels: Channels of each step, needed only where the first modules do not tell.
-
-    Shape:
-        ``(b, t, c) -> (b, t, out_channels)``, any ``t >= 1``.
-
-    Raises:
-        ValueError: If ``out_channels`` cannot be known.
-    """
-
-    def __init__(self, *blocks: nn.Module, in_channels: int | None = None) -> None:
-        super().__init__()
-        widths = [getattr(block, "out_channels", getattr(block, "out_features", None)) for block in blocks]
-        known = [width for width in [in_channels, *widths] if width is not None]
-        if not known:
-            raise ValueError(f"none of the {len(blocks)} modules tells its width; give in_channels")
-        self.out_channels = int(known[-1])
-        self.blocks = nn.ModuleList(blocks)
-
-    def step(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
-        """See ``Block.step``; the state is a list, one entry a module."""
-        after: list[Any] = []
-        for block, before in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
-            if isinstance(block, Block):
-                x, before = block.step(x, before)
-            else:
-                x = block(x)
-            after.append(before)
-        return x, after
-
-    def branch(self, x: Tensor, state: Sequence[Any]) -> Tensor:
-        """See ``Block.branch``."""
-        for block, before in zip(self.blocks, state, strict=True):
-            x = block.branch(x, before) if isinstance(block, Block) else block(x)
-        return x
-
-
-class TCBlock(Stack):
-    """Dense causal convolutions whose dilations double until every one of ``seq_len`` steps is in view.
-
-        x ─┬───────────────┬───────────────┬─ ... ─► concat: (b, t, in_channels + layers * filters)
-           └─ Dense, d = 1 ┴─ Dense, d = 2 ┴─ ...         layers = ceil(log2(seq_len))
-
-    Args:
-        in_channels: Channels of each step.
-        seq_len: Longest sequence that the last step must see end to end; longer ones are read too, and then the
-            last ``receptive_field`` steps count.
-        filters: Channels that each dense layer appends.
-        dilation_start: First dilation. 1 reaches every step; 2 is the paper's pseudo-code as printed, which leaves
-            every second step out of reach.
-
-    Shape:
-        ``(b, t, in_channels) -> (b, t, out_channels)``, any ``t >= 1``.
-
-    Raises:
-        ValueError: If a size is not positive.
-    """
-
-    def __init__(self, in_channels: int, seq_len: int, filters: int, *, dilation_start: int = 1) -> None:
-        _require_positive(in_channels=in_channels, seq_len=seq_len, filters=filters, dilation_start=dilation_start)
-        layers = (seq_len - 1).bit_length()  # ceil(log2(seq_len)), in integers
-        dilations = [dilation_start * 2**i for i in range(layers)]
-        super().__init__(
-            *(DenseBlock(in_channels + i * filters, d, filters) for i, d in enumerate(dilations)),
-            in_channels=in_channels,
-        )
-        self.receptive_field = 1 + sum(dilations)
-
-
-def _taps(past: Tensor, channels: int) -> tuple[Tensor, ...]:
-    """What each tap but the last adds, the oldest first: ``(b, t, channels)`` each."""
-    return past.chunk(past.shape[-1] // channels, dim=-1) if past.shape[-1] else ()
 
 
 def _require_positive(**sizes: int) -> None:

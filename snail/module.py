@@ -121,7 +121,7 @@ class FewShot(LightningModule):
             pool = None if episodes is None else episodes.images
             same = (s for s in self._scorers.values() if s.pool is pool and pool is not None)
             self._scorers[setting] = next(same, None) or Scorer(self.learner, pool)
-        self._scores.setdefault(setting, []).append(self._scorers[setting](batch).cpu())
+        self._scores.setdefault(setting, []).append(self._scorers[setting](batch))
 
     def _finish_scoring(self, loaders: Any) -> list[Result]:
         results = []
@@ -130,7 +130,7 @@ class FewShot(LightningModule):
             episodes = getattr(_nth(loaders, setting), "episodes", None)
             known = dict(episodes.facts) if episodes is not None else {}
             known |= describe(self.learner, self.device) | {"seconds": seconds, "step": self.global_step}
-            results.append(Result.of(torch.cat(scores), **known))
+            results.append(Result.of(torch.cat(scores).cpu(), **known))
         self._start_scoring()  # embeddings of the pool are not kept through training
         return results
 

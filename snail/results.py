@@ -87,8 +87,12 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """Records as a table, a line each, in the order given; a column that is empty throughout is left out."""
-    cells = [[head, *map(cell, records)] for head, cell in COLUMNS.items()] if (records := list(records)) else []
+    """Records as a table, a line each, in the order given; a column that is empty throughout is left out.
+
+    What training took is told in markdown only: a terminal is not that wide.
+    """
+    shown = {head: cell for head, cell in COLUMNS.items() if markdown or head != "trained"}
+    cells = [[head, *map(cell, records)] for head, cell in shown.items()] if (records := list(records)) else []
     rows = list(zip(*(column for column in cells if any(column[1:])), strict=True))
     if not rows:
         return "no results"
