@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -83,16 +83,21 @@ def download_omniglot(root: Path) -> None:
         RuntimeError: the download, or writing what it brought, failed.
     """
     for part in PARTS:
-        with suppress(OSError, ValueError):
+        trouble = ""
+        try:
             _find(root, part)
             continue
+        except ValueError as error:
+            trouble = f"{error}; but "
+        except OSError:
+            pass
         from torchvision.datasets import Omniglot  # type: ignore[import-untyped]  # here, as it imports slowly
 
         try:
             Omniglot(str(root), background=part == "images_background", download=True)
         except (OSError, HTTPException, *_BROKEN_ZIP) as err:
             raise RuntimeError(
-                f"the download of Omniglot into {root} failed ({err!r}); fetch "
+                f"{trouble}the download of Omniglot into {root} failed ({err!r}); fetch "
                 f"{' and '.join(f'{name}.zip' for name in PARTS)} by hand and put them into {root / FOLDER}"
             ) from err
 
@@ -135,7 +140,7 @@ def _random_table() -> dict[str, list[str]]:
 
 
 def _again(source: Path) -> str:
-    return f"delete {source} and download it again (download=True)"
+    return f"delete {source} and run `snail fit` again, which downloads it"
 
 
 def _sources(root: Path, part: str) -> tuple[Path, Path]:
@@ -177,7 +182,7 @@ def _find(root: Path, part: str) -> tuple[Path, dict[str, list[str]]]:
     if trouble:
         raise ValueError(trouble)
     raise FileNotFoundError(
-        f"neither {part}/ nor {part}.zip is in {root / FOLDER}; put one there, or download it (download=True)"
+        f"neither {part}/ nor {part}.zip is in {root / FOLDER}; put one there, or run `snail fit`, which downloads it"
     )
 
 

@@ -216,8 +216,9 @@ class SnailCLI(LightningCLI):
         self.model.load_state_dict(trained["state_dict"])
         accuracy = trained["callbacks"]["KeepCheckpoints"]["best"]
         print(f"best validation accuracy {accuracy:.2f} % at step {trained['global_step']}: {best}")
-        if isinstance(self.datamodule, Glyphs):
-            self._draw_episodes("test")
+        built_in = isinstance(self.datamodule, Glyphs)
+        self._draw_episodes("test" if built_in else "val")
+        if built_in:
             self.trainer.test(self.model, self.datamodule, ckpt_path=str(best), verbose=False)
             self._finish_scoring(best, [*self._comparisons(), *self.model.results])
         else:

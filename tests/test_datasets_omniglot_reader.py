@@ -208,7 +208,7 @@ def test_read_refuses_an_empty_folder(root: Path) -> None:
 def test_read_refuses_a_truncated_zip(root: Path) -> None:
     archive = zip_up(root, "images_evaluation")
     archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"images_evaluation\.zip is damaged .*; delete .* download it again"):
+    with pytest.raises(ValueError, match=r"images_evaluation\.zip is damaged .*; delete .* snail fit. again"):
         reader.read_omniglot(root)
 
 
@@ -237,7 +237,7 @@ def test_read_names_a_broken_png(root: Path, length: int, as_zip: bool) -> None:
 
 
 def test_read_refuses_a_missing_root(root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither images_background/ nor .*absent.*download=True"):
+    with pytest.raises(FileNotFoundError, match=r"neither images_background/ nor .*absent.*snail fit., which downloads it"):
         reader.read_omniglot(root / "absent")
 
 
@@ -512,3 +512,18 @@ def test_split_vinyals_is_that_of_the_literature(
         pytest.skip(f"SNAIL_DATA has no {file.name} of the split")
     expected = {line.rpartition("/")[0] for line in file.read_text().split()}  # a line for each rotation
     assert reader.omniglot_split(real[0], "vinyals")[part] == sorted(expected)
+
+
+def test_download_that_fails_tells_what_was_wrong_with_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "Omniglot", no_network)
+    (tmp_path / "omniglot-py").mkdir()
+    (tmp_path / "omniglot-py" / "images_background.zip").write_bytes(b"PK cut off")
+    with pytest.raises(RuntimeError, match=r"images_background\.zip is damaged .*; but the download of Omniglot"):
+        reader.download_omniglot(tmp_path)
