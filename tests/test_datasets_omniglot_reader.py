@@ -208,7 +208,7 @@ def test_read_refuses_an_empty_folder(root: Path) -> None:
 def test_read_refuses_a_truncated_zip(root: Path) -> None:
     archive = zip_up(root, "images_evaluation")
     archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"images_evaluation\.zip is damaged .*; delete .* snail fit. again"):
+    with pytest.raises(ValueError, match=r"images_evaluation\.zip is damaged .*; delete .* run .snail fit. again"):
         reader.read_omniglot(root)
 
 
