@@ -129,7 +129,7 @@ class FewShot(LightningModule):
         for setting, scores in sorted(self._scores.items()):
             episodes = getattr(_nth(loaders, setting), "episodes", None)
             known = dict(episodes.facts) if episodes is not None else {}
-            known |= describe(self.learner, self.device) | {"seconds": seconds, "step": self.global_step}
+            known |= describe(self.learner, self.device) | {"seconds": seconds}
             results.append(Result.of(torch.cat(scores).cpu(), **known))
         self._start_scoring()  # embeddings of the pool are not kept through training
         return results
