@@ -36,5 +36,5 @@ class Glyphs(EpisodeData):
         """See ``EpisodeData.load``."""
         parts = list(CLASSES)
         first = sum(CLASSES[before] for before in parts[: parts.index(part)])
-        names = [f"glyph{first + i:04d}" for i in range(CLASSES[part])]
+        names = [f"seed{self.glyph_seed}/glyph{first + i:04d}" for i in range(CLASSES[part])]
         return Images.from_classes(draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first), names)

@@ -35,7 +35,8 @@ commands:
   results    print results.json of one or more runs as a table  (snail results RUN ...)
   benchmark  time a training step and a streamed step against the plain way
 
-`snail <command> --help` explains the options. --debug anywhere shows the traceback of an error."""
+`snail <command> --help` explains the options. --debug anywhere shows the traceback of an error. --trust PACKAGE lets
+the config that comes with a checkpoint name classes of a package besides snail, torch and torchvision."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -57,7 +58,11 @@ def main(args: Sequence[str] | None = None) -> int:
         terminated = type(stop).__name__ == "SIGTERMException"
         if not terminated and KeyboardInterrupt not in (type(stop), type(stop.__context__)):
             raise
-        how = "; the same command with --ckpt_path last goes on from the last checkpoint" if argv[:1] == ["fit"] else ""
+        how = (
+            "; the same command with --ckpt_path last goes on from the last checkpoint, if one was due"
+            if argv[:1] == ["fit"]
+            else ""
+        )
         print(f"interrupted{how}", file=sys.stderr)
         return 143 if terminated else 130
     except Exception as error:
@@ -98,34 +103,37 @@ def _run(argv: list[str], debug: bool) -> int:
 
 def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
     # Lightning is slow to import; the other commands do without.
-    from .runs import RUNS, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
+    from .runs import LINKED_KEY, RUNS, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
     from .trainer_cli import SnailCLI
 
     if not debug:
         _quiet()
-    if {"-h", "--help"} & set(rest) or any(arg.startswith("--print_config") for arg in rest):
-        SnailCLI([command, *_configs_by_name(rest)[0]], name=BUILT_IN, checkpoint=None)
+    if {"-h", "--help"} & set(rest):
+        SnailCLI([command, *_configs_by_name(rest)[0]], name=BUILT_IN)
         return
     if command == "fit" and not {"--config", "-c", "--data", "--ckpt_path"} & {arg.split("=", 1)[0] for arg in rest}:
         rest = ["--config", BUILT_IN, *rest]
     rest, name = _configs_by_name(rest)
     rest, trust = _take(rest, "--trust")
     rest, given = _take(rest, "--ckpt_path")
-    checkpoint = None
     if given:
         _, names = _take(rest, "--name")
         by_name = given[-1] in ("last", "best") and not Path(given[-1]).exists()
         path = latest_run(RUNS, names[-1] if names else name) if by_name else Path(given[-1])
-        checkpoint = find_checkpoint(
-            path, prefer="last.ckpt" if command == "fit" or given[-1] == "last" else "best.ckpt"
-        )
-        config = checkpoint_config(read_checkpoint(checkpoint), checkpoint, trust)
+        prefer = "last.ckpt" if command == "fit" or given[-1] == "last" else "best.ckpt"
+        checkpoint = find_checkpoint(path, prefer=prefer)
+        content = read_checkpoint(checkpoint)
+        config = checkpoint_config(content, checkpoint, trust)
+        rest, _ = _take(rest, "--config")  # it named the run; the run's own config and the flags count
         rest = ["--config", yaml.safe_dump(config, sort_keys=False), *rest]
-    elif command != "fit":
+        linked = content.get(LINKED_KEY, {})
+        SnailCLI([command, *rest], name=config.get("name", name), checkpoint=checkpoint, linked=linked)
+        return
+    if command != "fit":
         raise ValueError(
             f"`snail {command}` needs --ckpt_path RUN: a run's folder, such as {RUNS / name}, or a checkpoint"
         )
-    SnailCLI([command, *rest], name=name, checkpoint=checkpoint)
+    SnailCLI([command, *rest], name=name)
 
 
 def _take(argv: list[str], option: str) -> tuple[list[str], list[str]]:
@@ -154,7 +162,7 @@ def _configs_by_name(argv: list[str]) -> tuple[list[str], str]:
             name = path.stem
             arg = str(path) if expects else f"--config={path}"
         expects = arg in ("--config", "-c")
-        found.append(arg)
+        found.append("--config" if expects else arg)
     return found, name
 
 
@@ -162,9 +170,9 @@ def _config_path(value: str) -> Path:
     path = Path(value)
     if path.is_file():
         return path
-    shipped = {file.name.removesuffix(".yaml"): file for file in _shipped_configs()}
-    if value in shipped:
-        return shipped[value]
+    shipped = {file.stem: file for file in _shipped_configs()}
+    if value.removesuffix(".yaml") in shipped:
+        return shipped[value.removesuffix(".yaml")]
     raise FileNotFoundError(f"there is no config {value!r}: neither a file nor one of {', '.join(sorted(shipped))}")
 
 
@@ -177,7 +185,7 @@ def list_configs() -> str:
     lines = []
     for path in _shipped_configs():
         head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-        lines += [path.stem, *(f"    {line}" for line in head)]
+        lines += [path.stem, *(f"    {line}" for line in head), f"    snail fit --config {path.stem}"]
         for record in read_results([SHIPPED / "results" / path.stem / "results.json"]):
             lines.append(f"    gave {_figure(record)}")
     return "\n".join(lines)
@@ -196,6 +204,8 @@ def list_results(argv: Sequence[str]) -> str:
     Args:
         argv: Runs' folders or ``results.json`` files; ``--markdown`` for a table to paste.
     """
+    if unknown := [arg for arg in argv if arg.startswith("-") and arg != "--markdown"]:
+        raise ValueError(f"there is no option {unknown[0]}; it is snail results [--markdown] [RUN ...]")
     paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/results.json"))
     records = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
     records = [record | {"published": published(record)} for record in records]
@@ -205,20 +215,16 @@ def list_results(argv: Sequence[str]) -> str:
 def _one_sentence(error: Exception) -> str:
     """An error's message on one line, without the candidates that a parser tried."""
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, KeyError):
+        return f"the key {text} is missing in what was read; was it written by another program or version?"
     if "Error(s) in loading state_dict" in text:
-        return (
-            "the checkpoint does not fit the model of its config and the options given; leave out options of the model"
-        )
-    noise = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "Given value type",
-        "- Expected a <class 'NoneType'>",
-    )
+        first = " ".join(text.splitlines()[1:2]).strip()
+        return f"the checkpoint does not fit the model of its config and the options given ({first}); leave these out"
+    text = text.split("Given value")[0]
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(tuple(n.removeprefix("- ") for n in noise))]
-    return " ".join(kept)
+    kept = " ".join(line for line in lines if line and not line.startswith(noise))
+    return f"{kept}; `snail fit --help` lists the options" if "does not accept option" in kept else kept
 
 
 if __name__ == "__main__":

@@ -31,11 +31,13 @@ def keep_memory() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
 
 
-def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware: most GPUs of today, and some CPUs."""
+def bf16_is_fast(accelerator: str = "auto") -> bool:
+    """Whether ``accelerator`` multiplies bfloat16 in hardware: most GPUs of today, and some CPUs."""
     import torch
 
-    if torch.cuda.is_available():
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        return False
+    if accelerator != "cpu" and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text()

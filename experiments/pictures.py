@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
 from snail.datasets import Episodes
+from snail.evaluation import as_parameters
 from snail.learner import Learner
 
 __all__ = ["draw_episodes", "draw_learning_curve"]
@@ -60,9 +61,9 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
         title: What the picture shows.
         rows: Number of episodes.
     """
-    rows, asked = min(rows, episodes.count), 3
+    rows, questions = min(rows, episodes.count), 3
     shown = [episodes[i] for i in range(rows)]
-    support_items, queries = shown[0].support_x.shape[1], min(asked, shown[0].query_x.shape[1])
+    support_items, queries = shown[0].support_x.shape[1], min(questions, shown[0].query_x.shape[1])
     columns = min(support_items, 10)
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     figure = Figure(figsize=(0.95 * (columns + queries + 0.4), 1.3 * rows + 0.6), layout="constrained")
@@ -72,7 +73,8 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
         axes.axis("off")
     for row, episode in zip(grid, shown, strict=True):
         with torch.no_grad():
-            answer = learner(*(x.to(device) for x in (episode.support_x, episode.support_y, episode.query_x)))
+            asked = episode.map_items(lambda items: as_parameters(items, learner)).to(device)
+            answer = learner(asked.support_x, asked.support_y, asked.query_x)
         sure = answer[0].float().softmax(-1).cpu()
         order = episode.support_y[0].argsort(stable=True)[:columns]
         for axes, item in zip(row, order.tolist(), strict=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from snail.evaluation import hardware
 from snail.files import replacing
 
+from .trust import check_config
+
 __all__ = [
+    "LINKED_KEY",
     "RUNS",
     "AtomicCheckpointIO",
     "KeepCheckpoints",
@@ -38,12 +41,18 @@ __all__ = [
 ]
 
 RUNS = Path("runs")  # in the folder where the command is given
-TRUSTED = ("snail", "torch", "torchvision")
+LINKED_KEY = "snail_linked"  # where a checkpoint holds the model's arguments that came from the data
 CONFIG_KEY = "snail_config"  # where a checkpoint holds its run's config, as YAML text
 
 
 def new_run(root: Path, name: str) -> Path:
-    """Make the folder of a new run: ``root/name``, or ``root/name-2`` and so on where that is taken."""
+    """Make the folder of a new run: ``root/name``, or ``root/name-2`` and so on where that is taken.
+
+    Raises:
+        ValueError: If the name is not that of a folder.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"a run cannot be called {name!r}; use letters, digits, '_', '-' and '.'")
     root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -62,7 +71,9 @@ def latest_run(root: Path, name: str) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    runs = [run for run in root.glob(f"{name}*") if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)]
+    runs = [
+        run for run in (root.iterdir() if root.is_dir() else ()) if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)
+    ]
     resumable = [run for run in runs if (run / "last.ckpt").is_file()]
     if not resumable:
         raise FileNotFoundError(
@@ -110,7 +121,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[str] = ()) -> dict[str, Any]:
-    """The config of the run that wrote a checkpoint, after a look at which packages it names.
+    """The config of the run that wrote a checkpoint, after a look at what it names (``trust.check_config``).
 
     Args:
         checkpoint: From ``read_checkpoint``.
@@ -118,38 +129,18 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[st
         trust: Packages besides snail, torch and torchvision whose classes may be named.
 
     Raises:
-        ValueError: If there is no config, or it names a class of another package.
+        ValueError: If there is no config, or it is not to be trusted.
     """
     text = checkpoint.get(CONFIG_KEY)
     if not isinstance(text, str):
         raise ValueError(f"{path} holds no config of a snail run; it was written by another program")
-    config = yaml.safe_load(text)
-    allowed = {*TRUSTED, *trust}
-    for key, value in _strings(config):
-        package = value.split(".", 1)[0]
-        names_class = key.endswith("class_path") or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value)
-        if value.endswith((".yaml", ".yml", ".json")):
-            raise ValueError(f"the config in {path} points to another file at {key} ({value!r}); that is not read")
-        if names_class and package not in allowed:
-            raise ValueError(
-                f"the config in {path} names {value!r} at {key}; "
-                f"if you trust the package {package!r}, add --trust {package}"
-            )
-    if not isinstance(config, dict):
-        raise ValueError(f"the config in {path} is not a mapping")
-    return config
-
-
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a nested config, keys of dictionaries aside, with the key that leads to it."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _strings(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner, key)
-    elif isinstance(value, str):
-        yield key, value
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"the config in {path} cannot be read ({type(error).__name__}); use another checkpoint"
+        ) from error
+    return check_config(config, path, trust)
 
 
 def file_hash(path: Path) -> str:
@@ -205,12 +196,17 @@ class KeepCheckpoints(Checkpoint):
         if between_steps and not trainer.is_last_batch and trainer.strategy.broadcast(due):
             self._save(trainer, "last.ckpt")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after every epoch."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what validated best so far."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
         accuracy = trainer.callback_metrics.get("val/accuracy")
         if accuracy is not None and (self.best is None or float(accuracy) > self.best):
             self.best = float(accuracy)
             self._save(trainer, "best.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after every epoch, and so at the end of training."""
         self._save(trainer, "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,23 +233,26 @@ def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 class KeepConfig(Callback):
-    """Writes the run's config into its folder and into every checkpoint.
+    """Writes the run's config, with what the data told the model, into its folder and into every checkpoint.
 
     Args:
         run: The run's folder.
         text: The config as YAML.
+        linked: The model's arguments that came from the data, which a later command must not change.
     """
 
-    def __init__(self, run: Path, text: str) -> None:
+    def __init__(self, run: Path, text: str, linked: dict[str, int]) -> None:
         self.run = run
         self.text = text
+        self.linked = linked
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` when training starts."""
-        if stage == "fit" and trainer.is_global_zero:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``config.yaml`` once all that is restored fits."""
+        if trainer.is_global_zero:
             with replacing(self.run / "config.yaml") as file:
                 file.write(self.text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the config beside the weights."""
         checkpoint[CONFIG_KEY] = self.text
+        checkpoint[LINKED_KEY] = self.linked

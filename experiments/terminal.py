@@ -26,6 +26,7 @@ class RunProgress(ProgressBar):
         super().__init__()
         self._bar: tqdm[Any] | None = None
         self._live = sys.stderr.isatty()
+        self._silent = False
 
     def disable(self) -> None:
         """Show nothing, as Lightning asks on all processes but the first."""
@@ -36,8 +37,6 @@ class RunProgress(ProgressBar):
         """Show progress."""
         self._live = sys.stderr.isatty()
         self._silent = False
-
-    _silent = False
 
     def _open(self, what: str, total: float, start: int = 0) -> None:
         known = int(total) if total != float("inf") else None

@@ -6,7 +6,8 @@ What is added: run folders, checkpoints that bring their own config, and what is
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
 from snail.evaluation import Result
 from snail.module import FewShot
-from snail.results import merge_results, results_table
+from snail.results import merge_results, read_results, results_table
 
 from .levers import bf16_is_fast, keep_memory
 from .runs import (
@@ -37,6 +38,9 @@ from .terminal import MetricsCsv, RunProgress
 
 __all__ = ["SnailCLI"]
 
+COMPARED = ("on pixels", "untrained")  # how results name what nothing was learned for
+RUN_VARIABLE = "SNAIL_RUN"  # tells processes of one training its folder
+
 
 class SnailCLI(LightningCLI):
     """LightningCLI over ``FewShot`` and ``EpisodeData``.
@@ -45,12 +49,21 @@ class SnailCLI(LightningCLI):
         args: The command line, without the program's name.
         name: What to call the run if ``--name`` does not.
         checkpoint: The checkpoint that ``--ckpt_path`` was found to mean.
+        linked: The model's ways and shots in that checkpoint; they stay as they are whatever the data's options say.
     """
 
-    def __init__(self, args: Sequence[str], *, name: str, checkpoint: Path | None) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        *,
+        name: str,
+        checkpoint: Path | None = None,
+        linked: Mapping[str, int] | None = None,
+    ) -> None:
         self.default_name = name
         self.checkpoint = checkpoint
-        parser = {"exit_on_error": False}
+        self.linked = linked or {}
+        parser = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             FewShot,
             EpisodeData,
@@ -85,7 +98,7 @@ class SnailCLI(LightningCLI):
         """Options beside those of trainer, model and data; what the model takes from the data."""
         for option, kind, default, description in (
             ("--name", str, self.default_name, "Name of the run; its folder is runs/<name>."),
-            ("--checkpoint_minutes", float, 2.0, "Minutes between checkpoints within an epoch; 0: after every step."),
+            ("--checkpoint_minutes", float, 1.0, "Minutes between checkpoints within an epoch; 0: after every step."),
             ("--keep_memory", bool, True, "Let the C library keep freed memory (glibc; faster on the CPU)."),
         ):
             parser.add_argument(option, type=kind, default=default, help=description)
@@ -124,44 +137,74 @@ class SnailCLI(LightningCLI):
         """Take the levers that change no result."""
         if self.options.keep_memory:
             keep_memory()
-        if self.options.trainer.precision is None and bf16_is_fast():
+        if self.options.trainer.precision is None and bf16_is_fast(str(self.options.trainer.accelerator)):
             self.options.trainer.precision = "bf16-mixed"
-        if self.checkpoint is not None:
-            self.options.ckpt_path = str(self.checkpoint)
+        if self.options.ckpt_path is not None:
+            raise ValueError(
+                f"ckpt_path {str(self.options.ckpt_path)!r} stands in a config; give --ckpt_path as an option"
+            )
+        learner, data = self.options.model.learner.init_args, self.options.data.init_args
+        for key, trained in self.linked.items():
+            asked = data.ways if key == "ways" else max(data.eval_shots)
+            if asked > trained or (key == "ways" and asked != trained):
+                raise ValueError(
+                    f"the model of {self.checkpoint} was built for {key} = {trained}, but {asked} are asked for"
+                )
+            learner[key] = trained
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder behind it, which is made once all else is known to be in order."""
         self.datamodule.prepare_data()
-        for part in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[str(self.subcommand)]:
-            self._check_episodes(part)
+        self._check_episodes()
         settings = self._get(self.config_init, "trainer")
-        if self.checkpoint is not None:
-            self.run = self.checkpoint.parent
-        elif settings["fast_dev_run"]:
-            self.run = RUNS / self.options.name  # Lightning writes nothing then
-        else:
-            self.run = new_run(RUNS, self.options.name)
+        self.run = self._run_folder(bool(settings["fast_dev_run"]))
         callbacks: list[Any] = []
         if settings["enable_progress_bar"] is not False:
             callbacks.append(RunProgress())
         if self.subcommand == "fit" and not settings["fast_dev_run"]:
-            callbacks.append(KeepConfig(self.run, self._config_text()))
+            callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments()))
             if settings["enable_checkpointing"] is not False:
                 callbacks.append(KeepCheckpoints(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
-        kwargs |= {"callbacks": [*(settings["callbacks"] or []), *callbacks]}
+        kwargs |= {"callbacks": [*_as_list(settings["callbacks"]), *callbacks]}
         kwargs |= {"plugins": [*_as_list(settings["plugins"]), AtomicCheckpointIO()]}
         if settings["logger"] in (None, True):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         return super().instantiate_trainer(**kwargs)
 
-    def _check_episodes(self, part: str) -> None:
-        """Draw one episode of each kind, so that what cannot be drawn is said before anything starts."""
+    def _run_folder(self, fast_dev_run: bool) -> Path:
+        """A new run's folder; that of the checkpoint to score, or to go on from where that is its run's last."""
+        if self.checkpoint is not None and (self.subcommand != "fit" or self.checkpoint.name == "last.ckpt"):
+            run: Path = self.checkpoint.parent
+            if self.subcommand != "fit":
+                read_results([run / "results.json"])  # that it can be read and written is known before hours of work
+                if not os.access(run, os.W_OK):
+                    raise PermissionError(
+                        f"{run} cannot be written, but the results go there; copy the checkpoint elsewhere"
+                    )
+            return run
+        if fast_dev_run:
+            return RUNS / str(self.options.name)  # Lightning writes nothing then
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # the first process made the folder and told its children
+            return Path(os.environ[RUN_VARIABLE])
+        run = new_run(RUNS, str(self.options.name))
+        os.environ[RUN_VARIABLE] = str(run)
+        return run
+
+    def _check_episodes(self) -> None:
+        """Make a sampler of each kind and answer one episode: what cannot work is said before anything is written."""
         data = self.datamodule
-        kinds = [(shots, data.queries) for shots in data.train_shots] if part == "train" else [
-            (shots, data.eval_queries) for shots in data.eval_shots
-        ]  # fmt: skip
-        for shots, queries in kinds:
-            data.episodes(part, shots=shots, queries=queries)
+        parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}[str(self.subcommand)]
+        if self.subcommand == "fit" and isinstance(data, Glyphs):
+            parts.append("test")
+        for part in parts:
+            training = part == "train"
+            for shots in data.train_shots if training else data.eval_shots:
+                episodes = data.episodes(part, shots=shots, queries=data.queries if training else data.eval_queries)
+        evaluate(self.model.learner, [episodes[0]])
+
+    def _linked_arguments(self) -> dict[str, int]:
+        arguments = self.options.model.learner.init_args
+        return {key: arguments[key] for key in ("ways", "max_shots") if key in arguments}
 
     def _config_text(self) -> str:
         config = self.options.clone()
@@ -192,37 +235,44 @@ class SnailCLI(LightningCLI):
         self.untrained = copy.deepcopy(self.model.learner)
         size = sum(p.numel() for p in self.model.learner.parameters())
         levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
-        print(
-            f"{self.model.learner.name}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
-            f"({self.datamodule.split}), {self.datamodule.ways}-way; {levers}; run folder {self.run}",
-            flush=True,
+        self._say(
+            f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
+            f"({self.datamodule.split}), {self.datamodule.ways}-way; {levers}; run folder {self.run}"
         )
 
     def after_fit(self) -> None:
         """Draw, and test on the built-in data or say how to test."""
         if self.options.trainer.fast_dev_run:
             return
-        best = self.run / "best.ckpt"
-        metrics = self.run / "metrics.csv"
-        if metrics.exists():
+        best, last, metrics = (self.run / name for name in ("best.ckpt", "last.ckpt", "metrics.csv"))
+        if self.trainer.is_global_zero and metrics.exists():
             from .pictures import draw_learning_curve
 
             picture = self.run / "learning_curve.png"
             draw_learning_curve(metrics, picture, chance=100 / self.datamodule.ways, title=self.run.name)
-            print(f"learning curve: {picture}")
-        if not best.exists():
+            self._say(f"learning curve: {picture}")
+        kept = best if best.exists() else last
+        if not kept.exists():
+            self._say("no checkpoint was kept, so there is nothing to score")
             return
-        trained = read_checkpoint(best)
+        trained = read_checkpoint(kept)
         self.model.load_state_dict(trained["state_dict"])
-        accuracy = trained["callbacks"]["KeepCheckpoints"]["best"]
-        print(f"best validation accuracy {accuracy:.2f} % at step {trained['global_step']}: {best}")
+        if kept == best:
+            accuracy = trained["callbacks"][KeepCheckpoints.__qualname__]["best"]
+            self._say(f"best validation accuracy {accuracy:.2f} % at step {trained['global_step']}: {best}")
+        else:
+            self._say(f"there was no validation; the last weights, of step {trained['global_step']}: {last}")
         built_in = isinstance(self.datamodule, Glyphs)
         self._draw_episodes("test" if built_in else "val")
         if built_in:
-            self.trainer.test(self.model, self.datamodule, ckpt_path=str(best), verbose=False)
-            self._finish_scoring(best, [*self._comparisons(), *self.model.results])
+            self.trainer.test(self.model, self.datamodule, ckpt_path=str(kept), verbose=False)
+            self._finish_scoring(kept, [*self._comparisons(), *self.model.results])
         else:
-            print(f"test it:  snail test --ckpt_path {self.run}")
+            self._say(f"test it:  snail test --ckpt_path {self.run}")
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            print(text, flush=True)
 
     def after_validate(self) -> None:
         """Print and keep the results."""
@@ -242,8 +292,8 @@ class SnailCLI(LightningCLI):
                 note=note,
             )
             for learner, note in (
-                (NearestNeighbour(data.ways), "on pixels"),
-                (self.untrained, "untrained"),
+                (NearestNeighbour(data.ways), COMPARED[0]),
+                (self.untrained, COMPARED[1]),
             )
             for shots in data.eval_shots
         ]
@@ -260,7 +310,7 @@ class SnailCLI(LightningCLI):
             picture,
             title=f"{self.datamodule.ways}-way {shots}-shot, {part} classes: label given, label answered",
         )
-        print(f"episodes with answers: {picture}")
+        self._say(f"episodes with answers: {picture}")
 
     def _finish_scoring(self, checkpoint: Path | None, results: list[Result]) -> None:
         about_checkpoint: dict[str, Any] = {"run": self.run.name, "precision": str(self.trainer.precision)}
@@ -269,15 +319,11 @@ class SnailCLI(LightningCLI):
         records = []
         for result in results:
             record = result.record()
-            if "note" in record:
-                record["learner"] = f"{record['learner']} {record.pop('note')}"
-            else:
-                record |= about_checkpoint
-            records.append(record)
-        path = self.run / "results.json"
+            records.append(record if result.facts.get("note") in COMPARED else record | about_checkpoint)
+        self._say(f"\n{results_table(records)}\n")
         if self.trainer.is_global_zero and not self.options.trainer.fast_dev_run:
-            merge_results(path, records)
-        print(f"\n{results_table(records)}\n\nresults: {path}")
+            merge_results(self.run / "results.json", records)
+            self._say(f"results: {self.run / 'results.json'}")
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -77,7 +77,7 @@ class Stack(Block):
     def step(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
         """See ``Block.step``; the state is a list, one entry a module."""
         after: list[Any] = []
-        for block, before in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+        for block, before in zip(self.blocks, [None] * len(self.blocks) if state is None else state, strict=True):
             if isinstance(block, Block):
                 x, before = block.step(x, before)
             else:

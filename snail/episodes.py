@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Episode"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Episode:
     """A batch of episodes. Items are images, or indices into a pool of images, or embeddings: any tensors.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from .episodes import Episode
 from .learner import EmbeddingLearner, Learner
 
-__all__ = ["Result", "Scorer", "describe", "evaluate", "hardware"]
+__all__ = ["Result", "Scorer", "as_parameters", "describe", "evaluate", "hardware"]
 
 
 class ImagePool(Protocol):
@@ -34,6 +34,12 @@ class ImagePool(Protocol):
     def take(self, indices: Tensor) -> Tensor:
         """The images at ``indices``, ``(*indices.shape, *item)``, on the device of the indices."""
         ...
+
+
+def as_parameters(items: Tensor, learner: Learner) -> Tensor:
+    """Floating items in the dtype of the learner's parameters; other items, or without parameters, as they are."""
+    parameter = next(learner.parameters(), None)
+    return items if parameter is None or not items.is_floating_point() else items.to(parameter.dtype)
 
 
 @runtime_checkable
@@ -124,15 +130,20 @@ class Scorer:
         else:
             if self.pool is not None:
                 support_x, query_x = self.pool.take(support_x), self.pool.take(query_x)
+            support_x, query_x = (as_parameters(x, self.learner) for x in (support_x, query_x))
             answer = self.learner(support_x, support_y, query_x)
-        return (answer.argmax(-1) == episode.query_y).double().mean(-1)
+        return (
+            (answer.argmax(-1) == episode.query_y)
+            .to(torch.float32 if answer.device.type == "mps" else torch.float64)
+            .mean(-1)
+        )
 
     @torch.no_grad()
     def _embed(self, pool: ImagePool, learner: EmbeddingLearner, device: torch.device) -> Tensor:
         """Embeddings of all images, ``(m, c)``."""
         starts = range(0, len(pool), self.chunk)
         some = (torch.arange(i, min(i + self.chunk, len(pool)), device=device) for i in starts)
-        return torch.cat([learner.embedding(pool.take(indices)) for indices in some])
+        return torch.cat([learner.embedding(as_parameters(pool.take(indices), learner)) for indices in some])
 
 
 def evaluate(
@@ -154,13 +165,17 @@ def evaluate(
         ValueError: If there is no episode, or one of regression.
     """
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
-    pooled = isinstance(episodes, PooledEpisodes)
-    batches = episodes.index_batches if isinstance(episodes, PooledEpisodes) else episodes
+    pool: ImagePool | None = None
+    batches: Iterable[Episode]
+    known: dict[str, Any] = {}
+    if isinstance(episodes, PooledEpisodes):
+        pool, batches, known = episodes.images, episodes.index_batches, dict(episodes.facts)
+    else:
+        batches = episodes
     start = time.perf_counter()
     with _evaluation_mode(learner), torch.no_grad():
-        scorer = Scorer(learner, episodes.images if isinstance(episodes, PooledEpisodes) else None)
+        scorer = Scorer(learner, pool)
         accuracies = [scorer(batch.to(device)).cpu() for batch in batches]
-    known = dict(episodes.facts) if pooled else {}  # type: ignore[union-attr]
     known |= describe(learner, device) | {"seconds": round(time.perf_counter() - start, 3)} | facts
     return Result.of(torch.cat(accuracies) if accuracies else torch.empty(0), **known)
 
@@ -183,7 +198,8 @@ def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
     except PackageNotFoundError:  # used from a folder that was never installed
         own_version = "unknown"
     return {
-        "learner": learner.name,
+        "learner": type(learner).__name__,
+        "note": learner.note,
         "batch_norm": learner.batch_norm,
         "parameters": sum(p.numel() for p in learner.parameters()),
         "versions": {

@@ -32,9 +32,9 @@ class Learner(nn.Module, ABC):
         return "transductive" if self.transductive else "inductive"
 
     @property
-    def name(self) -> str:
-        """The learner's name in results."""
-        return type(self).__name__
+    def note(self) -> str:
+        """What results say beside the learner's name, such as an addition to its training; usually nothing."""
+        return ""
 
     @abstractmethod
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:

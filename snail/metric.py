@@ -44,7 +44,7 @@ class NearestNeighbour(EmbeddingLearner):
     """
 
     def __init__(self, ways: int, embedding: nn.Module | None = None) -> None:
-        super().__init__(embedding or nn.Flatten())
+        super().__init__(nn.Flatten() if embedding is None else embedding)
         self.ways = ways
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:

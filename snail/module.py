@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .episodes import Episode
-from .evaluation import Result, Scorer, describe
+from .evaluation import Result, Scorer, as_parameters, describe
 from .learner import Learner
 
 __all__ = ["FewShot"]
@@ -42,6 +42,8 @@ class FewShot(LightningModule):
         warmup: int = 100,
     ) -> None:
         super().__init__()
+        if warmup < 0:
+            raise ValueError(f"warmup is {warmup} steps; it must be at least 0")
         self.learner = learner
         self.optimizer = optimizer
         self.schedule = schedule
@@ -49,7 +51,7 @@ class FewShot(LightningModule):
         self.results: list[Result] = []
         self._scorers: dict[int, Scorer] = {}
         self._scores: dict[int, list[Tensor]] = {}
-        self._started = 0.0
+        self._seconds: dict[int, float] = {}
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """The learner's answer; see ``Learner.forward``."""
@@ -58,7 +60,7 @@ class FewShot(LightningModule):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The learner's loss on a batch of episodes."""
-        loss, logs = self.learner.loss(batch)
+        loss, logs = self.learner.loss(batch.map_items(lambda items: as_parameters(items, self.learner)))
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at step {self.global_step}; lower the learning rate "
@@ -113,23 +115,24 @@ class FewShot(LightningModule):
         self.results = self._finish_scoring(self.trainer.test_dataloaders)
 
     def _start_scoring(self) -> None:
-        self._scorers, self._scores, self._started = {}, {}, time.perf_counter()
+        self._scorers, self._scores, self._seconds = {}, {}, {}
 
     def _score(self, batch: Episode, setting: int, loaders: Any) -> None:
+        start = time.perf_counter()
         if setting not in self._scorers:
             episodes = getattr(_nth(loaders, setting), "episodes", None)
             pool = None if episodes is None else episodes.images
             same = (s for s in self._scorers.values() if s.pool is pool and pool is not None)
             self._scorers[setting] = next(same, None) or Scorer(self.learner, pool)
         self._scores.setdefault(setting, []).append(self._scorers[setting](batch))
+        self._seconds[setting] = self._seconds.get(setting, 0.0) + time.perf_counter() - start
 
     def _finish_scoring(self, loaders: Any) -> list[Result]:
         results = []
-        seconds = round(time.perf_counter() - self._started, 3)
         for setting, scores in sorted(self._scores.items()):
             episodes = getattr(_nth(loaders, setting), "episodes", None)
             known = dict(episodes.facts) if episodes is not None else {}
-            known |= describe(self.learner, self.device) | {"seconds": seconds}
+            known |= describe(self.learner, self.device) | {"seconds": round(self._seconds[setting], 3)}
             results.append(Result.of(torch.cat(scores).cpu(), **known))
         self._start_scoring()  # embeddings of the pool are not kept through training
         return results

@@ -16,8 +16,10 @@ IDENTITY = (
     "split",
     "split_hash",
     "learner",
+    "note",
     "checkpoint",
     "batch_norm",
+    "precision",
     "ways",
     "shots",
     "queries",
@@ -46,6 +48,8 @@ def read_results(paths: Iterable[Path], *, must_exist: bool = False) -> list[dic
             raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
         if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
             raise ValueError(f"{path} does not hold a list of results; move it away and run again")
+        if missing := [key for record in found for key in NEEDED if key not in record]:
+            raise ValueError(f"{path} has a record without {missing[0]!r}; move it away and run again")
         records += found
     return records
 
@@ -71,8 +75,11 @@ def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(json.dumps(record.get(key)) for key in IDENTITY)
 
 
+NEEDED = ("dataset", "split", "learner", "ways", "shots", "episodes", "accuracy", "ci95", "batch_norm")
+"""What every record has."""
+
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "learner": lambda r: str(r["learner"]),
+    "learner": lambda r: f"{r['learner']}, {r['note']}" if r.get("note") else str(r["learner"]),
     "data": lambda r: f"{r['dataset']} {r['split']}",
     "ways": lambda r: str(r["ways"]),
     "shots": lambda r: str(r["shots"]),

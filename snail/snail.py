@@ -55,8 +55,11 @@ class SNAIL(EmbeddingLearner):
         for what, size in (("embedding_dim", embedding_dim), ("ways", ways), ("max_shots", max_shots)):
             if size < 1:
                 raise ValueError(f"{what} is {size}; it must be at least 1")
+        if prototype_loss < 0:
+            raise ValueError(f"prototype_loss is {prototype_loss}; it must be at least 0")
         self.ways = ways
         self.max_shots = max_shots
+        self.embedding_dim = embedding_dim
         self.prototype_loss = prototype_loss
         seq_len = ways * max_shots + 1
         att1 = AttentionBlock(embedding_dim + ways, 64, 32)
@@ -67,9 +70,9 @@ class SNAIL(EmbeddingLearner):
         self.network = Stack(att1, tc1, att2, tc2, att3, nn.Linear(att3.out_channels, ways))
 
     @property
-    def name(self) -> str:
-        """The learner's name in results, which tells of a second loss."""
-        return f"SNAIL, prototype loss {self.prototype_loss:g}" if self.prototype_loss else "SNAIL"
+    def note(self) -> str:
+        """See ``Learner.note``; it tells of a second loss."""
+        return f"prototype loss {self.prototype_loss:g}" if self.prototype_loss else ""
 
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Learner.loss``: the cross-entropy at the last position, as in the paper, and the second loss if any."""
@@ -83,6 +86,10 @@ class SNAIL(EmbeddingLearner):
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
+        if support.shape[-1] != self.embedding_dim:
+            raise ValueError(
+                f"the embedding has {support.shape[-1]} channels, but embedding_dim is {self.embedding_dim}; set it so"
+            )
         if support.shape[1] > self.ways * self.max_shots:
             raise ValueError(
                 f"an episode of {support.shape[1]} support items is longer than this SNAIL was built for: "

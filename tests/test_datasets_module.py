@@ -173,7 +173,7 @@ def test_glyphs_has_its_size(part: str, classes: int, names: int, glyphs: dict[s
     images = glyphs[part]
     assert images.counts == (20,) * classes
     assert images.pixels.shape == (20 * classes, 1, 28, 28)
-    assert images.class_names == tuple(f"glyph{names + i:04d}" for i in range(classes))
+    assert images.class_names == tuple(f"seed0/glyph{names + i:04d}" for i in range(classes))
 
 
 def test_glyphs_splits_are_disjoint(glyphs: dict[str, Images]) -> None:

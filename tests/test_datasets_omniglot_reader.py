@@ -237,7 +237,9 @@ def test_read_names_a_broken_png(root: Path, length: int, as_zip: bool) -> None:
 
 
 def test_read_refuses_a_missing_root(root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither images_background/ nor .*absent.*snail fit., which downloads it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither images_background/ nor .*absent.*snail fit., which downloads it"
+    ):
         reader.read_omniglot(root / "absent")
 
 

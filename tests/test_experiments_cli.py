@@ -68,7 +68,8 @@ def test_fit_leaves_everything_in_the_runs_folder(trained: Path) -> None:
 
 def test_fit_on_built_in_data_prints_and_keeps_result_and_comparisons(trained: Path) -> None:
     records = json.loads((trained / "runs" / "small" / "results.json").read_text())
-    assert [r["learner"] for r in records] == ["NearestNeighbour on pixels", "SNAIL untrained", "SNAIL"]
+    names = [(r["learner"], r["note"]) for r in records]
+    assert names == [("NearestNeighbour", "on pixels"), ("SNAIL", "untrained"), ("SNAIL", "prototype loss 1")]
     for record in records:
         assert (record["dataset"], record["split"]) == ("glyphs", "seed0/test")
         assert (record["ways"], record["shots"], record["episodes"], record["seed"]) == (5, 1, 5, 0)
@@ -105,6 +106,17 @@ def test_fit_ends_in_one_sentence_when_the_loss_is_not_a_number(
 def test_fast_dev_run_writes_nothing(here: Path) -> None:
     assert main(["fit", *SMALL, "--trainer.fast_dev_run=true"]) == 0
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_fit_works_in_every_precision(here: Path, precision: str) -> None:
+    assert main(["fit", "--name=precise", *SMALL, "--trainer.max_epochs=1", f"--trainer.precision={precision}"]) == 0
+
+
+def test_fit_without_validation_ends_with_what_it_has(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--name=blind", *SMALL, "--trainer.limit_val_batches=0"]) == 0
+    assert "there was no validation; the last weights, of step 6" in capfd.readouterr().out
+    assert json.loads((here / "runs" / "blind" / "results.json").read_text())[-1]["learner"] == "SNAIL"
 
 
 def test_fit_on_omniglot_ends_with_the_test_command(
@@ -165,7 +177,9 @@ def test_fit_interrupted_says_how_to_go_on(here: Path, signal: str, status: int)
     command = [sys.executable, "-c", KILLED, "2", signal, "fit", *SMALL, "--checkpoint_minutes=0"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     assert done.returncode == status
-    assert done.stderr == "interrupted; the same command with --ckpt_path last goes on from the last checkpoint\n"
+    assert done.stderr == (
+        "interrupted; the same command with --ckpt_path last goes on from the last checkpoint, if one was due\n"
+    )
     assert (here / "runs" / "glyphs_5way" / "last.ckpt").is_file()
 
 
@@ -209,6 +223,24 @@ def test_test_scores_as_evaluate_does(copy_of_run: Path) -> None:
     assert (record["accuracy"], record["ci95"]) == (result.accuracy, result.ci95)
 
 
+def test_test_keeps_the_models_own_shots(copy_of_run: Path) -> None:
+    """A model built for 2 shots is scored at 1, also where its data are then asked for 1 only."""
+    assert main(["test", "--ckpt_path", str(copy_of_run), "--data.train_shots=[1,1]", "--data.eval_shots=[1]"]) == 0
+
+
+def test_resuming_from_an_older_checkpoint_is_a_run_of_its_own(copy_of_run: Path) -> None:
+    last = runs.file_hash(copy_of_run / "last.ckpt")
+    assert main(["fit", "--ckpt_path", str(copy_of_run / "best.ckpt")]) == 0
+    assert (copy_of_run.parent / "small-2" / "last.ckpt").exists()
+    assert runs.file_hash(copy_of_run / "last.ckpt") == last
+
+
+def test_a_resume_that_fails_leaves_the_config(copy_of_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (copy_of_run / "config.yaml").read_text()
+    fails(["fit", "--ckpt_path", str(copy_of_run), "--model.learner.embedding.filters=8"], capfd)
+    assert (copy_of_run / "config.yaml").read_text() == before
+
+
 def test_a_checkpoint_file_alone_is_enough(copy_of_run: Path, here: Path) -> None:
     alone = here / "elsewhere" / "model.ckpt"
     alone.parent.mkdir()
@@ -243,6 +275,12 @@ def test_a_second_test_replaces_its_record(copy_of_run: Path) -> None:
         (["fit", "--data.train_shots=[5,1]"], r"train_shots is \[5, 1\]"),
         (["fit", "--data.eval_shots=[]"], "eval_shots is empty"),
         (["fit", "--data.nonsense=1"], "nonsense"),
+        (["fit", "--trainer.max_epoch=1"], "max_epoch"),
+        (["fit", "--data.test_episodes=0"], "0 episodes"),
+        (["fit", "--model.warmup=-1"], "warmup is -1"),
+        (["fit", "--name=a/b"], "cannot be called 'a/b'"),
+        (["fit", "--model.learner.embedding=torch.nn.Flatten"], "784 channels, but embedding_dim is 64"),
+        (["fit", "--config", "resume.yaml"], "give --ckpt_path as an option"),
         (["fit", "--data=Omniglot", "--data.root=empty"], "empty"),
         (["test"], "needs --ckpt_path RUN"),
         (["test", "--ckpt_path", "nope"], "nope does not exist"),
@@ -250,7 +288,8 @@ def test_a_second_test_replaces_its_record(copy_of_run: Path) -> None:
         (["test", "--ckpt_path", "cut.ckpt"], "cut.ckpt cannot be read"),
         (["test", "--ckpt_path", "plain.ckpt"], "no config of a snail run"),
         (["test", "--ckpt_path", "small", "--model.learner.embedding.filters=8"], "does not fit the model"),
-        (["test", "--ckpt_path", "small", "--data.ways=500"], "500 ways"),
+        (["test", "--ckpt_path", "small", "--data.ways=4"], "ways = 5, but 4 are asked for"),
+        (["test", "--ckpt_path", "small", "--data.eval_shots=[3]"], "max_shots = 2, but 3 are asked for"),
         (["results", "nope.json"], "there is no nope.json"),
         (["benchmark", "--pairs=0"], "pairs"),
     ],
@@ -268,6 +307,7 @@ def test_bad_input_ends_in_one_sentence_and_changes_nothing(
     whole = (trained / "runs" / "small" / "best.ckpt").read_bytes()
     (here / "broken.yaml").write_text("model: [unclosed")
     (here / "misspelt.yaml").write_text("model:\n  schedul: cosine\n")
+    (here / "resume.yaml").write_text("ckpt_path: last\n")
     (here / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": {}}, here / "plain.ckpt")
     (here / "small").mkdir()
@@ -301,6 +341,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(here: Path, capfd: pytest.C
     assert not (here / "owned").exists()
 
 
+def embedding(value: object) -> dict[str, object]:
+    return {"model": {"learner": {"class_path": "snail.SNAIL", "init_args": {"embedding": value}}}}
+
+
+def optimizer(class_path: str, **init_args: object) -> dict[str, object]:
+    return {"model": {"optimizer": {"class_path": class_path, "init_args": init_args}}}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -317,10 +365,42 @@ def test_a_config_that_names_a_foreign_package_is_refused_unless_trusted(change:
     assert runs.checkpoint_config(checkpoint, Path("x.ckpt"), ["foreign"]) == change
 
 
-def test_a_config_that_points_to_another_file_is_refused() -> None:
-    checkpoint = {"snail_config": "model: /somewhere/else.yaml"}
-    with pytest.raises(ValueError, match="points to another file at model"):
-        runs.checkpoint_config(checkpoint, Path("x.ckpt"))
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (optimizer("torch.os.system", command="touch owned"), "no network, optimiser or data"),
+        (optimizer("torch.hub.load", source="local"), "no network, optimiser or data"),
+        (optimizer("torch.hub.load_state_dict_from_url", url="file:///x"), "no network, optimiser or data"),
+        (optimizer("torch.load", weights_only=False), "no network, optimiser or data"),
+        (optimizer("torch.utils.cpp_extension.subprocess.Popen"), "no network, optimiser or data"),
+        (optimizer("snail.experiments.runs.hashlib.os.system"), "no network, optimiser or data"),
+        (embedding({"class_path": "torchvision.os.system"}), "no network, optimiser or data"),
+        (embedding("{class_path: foreign.Network}"), "hides a config"),
+        (embedding("class_path: foreign.Network"), "hides a config"),
+        (embedding("x\n{class_path: foreign.Network}"), "hides a config"),
+        (embedding("file-without-ending"), "points to another file"),
+        ({"model": "/somewhere/else.yaml"}, "points to another file"),
+        ({"config": "elsewhere"}, "not that of a snail run"),
+        ({"model.learner": "foreign.Network"}, "not that of a snail run"),
+        ({"model": {"learner.class_path": "foreign.Network"}}, "keys are words without a dot"),
+    ],
+)
+def test_a_config_that_would_do_more_than_name_networks_is_refused(
+    change: dict[str, object], sentence: str, here: Path
+) -> None:
+    (here / "file-without-ending").write_text("class_path: foreign.Network")
+    with pytest.raises(ValueError, match=sentence):
+        runs.checkpoint_config({"snail_config": yaml.safe_dump(change)}, Path("x.ckpt"))
+
+
+def test_a_config_without_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="nested more than"):
+        runs.checkpoint_config({"snail_config": "model: &a\n  learner: *a\n"}, Path("x.ckpt"))
+
+
+def test_names_and_roots_with_dots_are_no_classes() -> None:
+    config = {"name": "my.run", "data": {"class_path": "snail.datasets.Omniglot", "init_args": {"root": "my.data"}}}
+    assert runs.checkpoint_config({"snail_config": yaml.safe_dump(config)}, Path("x.ckpt")) == config
 
 
 # -- configs and help ---------------------------------------------------------------------------------------------

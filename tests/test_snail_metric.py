@@ -88,7 +88,7 @@ def test_nearest_neighbour_is_an_inductive_embedding_learner_without_parameters(
     learner = NearestNeighbour(5)
     assert isinstance(learner, EmbeddingLearner)
     assert not learner.transductive
-    assert learner.name == "NearestNeighbour"
+    assert learner.note == ""
     assert not list(learner.parameters())
 
 

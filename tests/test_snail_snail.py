@@ -379,7 +379,7 @@ def test_snail_answers_alike_under_bfloat16_autocast() -> None:
 
 def test_snail_is_an_embedding_learner_that_answers_from_embeddings(learner: SNAIL) -> None:
     assert isinstance(learner, EmbeddingLearner)
-    assert learner.name == "SNAIL"
+    assert learner.note == ""
     episode = draw_episode()
     from_embeddings = learner.answer(
         learner.embedding(episode.support_x), episode.support_y, learner.embedding(episode.query_x)
@@ -490,4 +490,4 @@ def test_snail_prototype_loss_adds_to_the_loss_and_changes_no_answer() -> None:
     prototypes = prototype_logits(episode.support_x, y, episode.query_x, 3)
     second = nn.functional.cross_entropy(prototypes[0], episode.query_y[0])
     torch.testing.assert_close(helped.loss(episode)[0], plain.loss(episode)[0] + 0.5 * second)
-    assert (plain.name, helped.name) == ("SNAIL", "SNAIL, prototype loss 0.5")
+    assert (plain.note, helped.note) == ("", "prototype loss 0.5")
