@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from snail.results import read_results, results_table
+from snail.results import learner_label, read_results, results_table
 
 from .published import published
 
@@ -193,7 +193,7 @@ def list_configs() -> str:
 
 def _figure(record: Mapping[str, Any]) -> str:
     return (
-        f"{record['accuracy']:.2f} ± {record['ci95']:.2f} %  {record['learner']}, {record['ways']}-way "
+        f"{record['accuracy']:.2f} ± {record['ci95']:.2f} %  {learner_label(record)}, {record['ways']}-way "
         f"{record['shots']}-shot, {record['dataset']} {record['split']}, {record['episodes']:,} episodes"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .files import replacing
 
-__all__ = ["merge_results", "read_results", "results_table"]
+__all__ = ["learner_label", "merge_results", "read_results", "results_table"]
 
 IDENTITY = (
     "dataset",
@@ -78,8 +78,14 @@ def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
 NEEDED = ("dataset", "split", "learner", "ways", "shots", "episodes", "accuracy", "ci95", "batch_norm")
 """What every record has."""
 
+
+def learner_label(record: Mapping[str, Any]) -> str:
+    """The learner's name with the note on it, such as ``SNAIL, untrained``."""
+    return ", ".join(str(record[key]) for key in ("learner", "note") if record.get(key))
+
+
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "learner": lambda r: f"{r['learner']}, {r['note']}" if r.get("note") else str(r["learner"]),
+    "learner": learner_label,
     "data": lambda r: f"{r['dataset']} {r['split']}",
     "ways": lambda r: str(r["ways"]),
     "shots": lambda r: str(r["shots"]),
