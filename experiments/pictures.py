@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
 from snail.datasets import Episodes
@@ -89,6 +90,6 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
     figure.savefig(picture, dpi=120)
 
 
-def _image(axes, image: torch.Tensor, text: str, color: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib's
+def _image(axes: Axes, image: torch.Tensor, text: str, color: str) -> None:
     axes.imshow(1 - image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(text, fontsize=9, color=color, pad=2)
