@@ -207,7 +207,8 @@ def markdown_table(report: dict[str, Any]) -> str:
         ratio = f"{t['ratio']:.1f} ({t['ratio_min']:.1f} to {t['ratio_max']:.1f})"
         lines.append(f"| {name} | {t['shared_ms']:.2f} | {t['plain_ms']:.2f} | {ratio} | {sample} |")
     pairs = len(stream["pairs"])
-    facts = f"{report['hardware']}, torch {report['versions']['torch']}, median of {pairs} pairs."
+    where = f"{report['hardware']}, torch {report['versions']['torch']}"
+    facts = f"{where}, median of {pairs} pairs, load {report['load']} in the minute before."
     return "\n".join([*lines, "", facts])
 
 

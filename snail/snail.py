@@ -32,7 +32,7 @@ class SNAIL(EmbeddingLearner):
             from the data on the command line.
         dilation_start: First dilation of the temporal convolutions: 1 sees every step, 2 is the paper's printed one.
         prototype_loss: Weight of a second loss in training, the prototypical one on the embedding of the same
-            episodes. The paper has none (0); it trains the embedding in fewer episodes and changes no answer.
+            episodes. The paper has none (0); it leaves the way that SNAIL answers as it is.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
