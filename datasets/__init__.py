@@ -1,9 +1,20 @@
-"""Where episodes come from: data sets, the images they hold and the sampler that draws episodes from them."""
+"""Where episodes come from: data sets, the images they hold and the samplers that draw episodes from them."""
 
 from .glyphs import Glyphs
 from .images import Images
-from .module import EpisodeData
+from .module import EpisodeData, ImageData
 from .omniglot import Omniglot
-from .sampler import Episodes, EpisodeSampler
+from .sampler import Episodes, EpisodeSampler, Sampler
+from .sinusoid import Sinusoid
 
-__all__ = ["EpisodeData", "EpisodeSampler", "Episodes", "Glyphs", "Images", "Omniglot"]
+__all__ = [
+    "EpisodeData",
+    "EpisodeSampler",
+    "Episodes",
+    "Glyphs",
+    "ImageData",
+    "Images",
+    "Omniglot",
+    "Sampler",
+    "Sinusoid",
+]

@@ -6,7 +6,7 @@ from typing import Any
 
 from .drawing import draw_glyphs
 from .images import Images
-from .module import EpisodeData
+from .module import ImageData
 
 __all__ = ["Glyphs"]
 
@@ -14,14 +14,14 @@ CLASSES = {"train": 1000, "val": 100, "test": 200}
 DRAWINGS = 20
 
 
-class Glyphs(EpisodeData):
+class Glyphs(ImageData):
     """The built-in data set: 1,300 handwritten-looking characters of 20 drawings, 28x28, drawn in seconds.
 
     1,000 characters are for training, 100 for validation, 200 for test.
 
     Args:
         glyph_seed: Seed of the characters. Another seed is another data set.
-        **kwargs: See ``EpisodeData``.
+        **kwargs: See ``ImageData``.
     """
 
     dataset = "glyphs"
@@ -33,7 +33,7 @@ class Glyphs(EpisodeData):
         self.split = f"seed{glyph_seed}"
 
     def load(self, part: str) -> Images:
-        """See ``EpisodeData.load``."""
+        """See ``ImageData.load``."""
         parts = list(CLASSES)
         first = sum(CLASSES[before] for before in parts[: parts.index(part)])
         names = [f"seed{self.glyph_seed}/glyph{first + i:04d}" for i in range(CLASSES[part])]

@@ -1,10 +1,10 @@
-"""Data sets as Lightning data modules: what they share is said once, here; a data set adds how its images are had."""
+"""Data sets as Lightning data modules: what they share is said once, here; a data set adds how its items are had."""
 
 from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,22 @@ from lightning.pytorch import LightningDataModule
 from snail.episodes import Episode
 
 from .images import Images
-from .sampler import Episodes, EpisodeSampler, IndexBatches, choose_shots
+from .sampler import DrawnBatches, Episodes, EpisodeSampler, Sampler, choose_shots
 
-__all__ = ["EpisodeData"]
+__all__ = ["EpisodeData", "ImageData"]
 
 
 class EpisodeData(LightningDataModule, ABC):
-    """Episodes of a data set, for training, validation and test.
+    """Episodes for training, validation and test, wherever they come from.
 
     Args:
-        ways: Classes in an episode.
-        train_shots: Fewest and most examples of a class in training; a number between them is drawn for each
-            optimiser step.
-        queries: Query images of each class in a training episode.
+        train_shots: Fewest and most examples of a class (of a task, for regression) in training; a number between them
+            is drawn for each optimiser step.
+        queries: Queries of each class (of each task) in a training episode.
         batch_size: Training episodes in a step, on each device.
         steps_per_epoch: Optimiser steps between two validations.
-        eval_shots: Numbers of examples of a class that are scored, each by itself.
-        eval_queries: Query images of each class in a scored episode.
+        eval_shots: Numbers of examples of a class (of a task) that are scored, each by itself.
+        eval_queries: Queries of each class (of each task) in a scored episode.
         val_episodes: Validation episodes a number of shots.
         test_episodes: Test episodes a number of shots; 10,000 if not given, 1,000 on the built-in data.
         seed: Seed of all episodes.
@@ -38,12 +37,15 @@ class EpisodeData(LightningDataModule, ABC):
     dataset: str
     """The data set's name in results."""
     split: str
-    """How its classes are parted, as named in results."""
+    """How its parts are had, as named in results."""
     default_test_episodes: int = 10_000
+    ways: int | None = None
+    """Classes in an episode; ``None`` for regression."""
+    train_ways: int | None = None
+    """Classes in a training episode; likewise."""
 
     def __init__(
         self,
-        ways: int = 5,
         train_shots: tuple[int, int] = (1, 5),
         queries: int = 1,
         batch_size: int = 32,
@@ -64,7 +66,7 @@ class EpisodeData(LightningDataModule, ABC):
             raise ValueError(
                 f"batch_size is {batch_size} and steps_per_epoch is {steps_per_epoch}; both must be at least 1"
             )
-        self.ways, self.train_shots, self.queries = ways, range(low, high + 1), queries
+        self.train_shots, self.queries = range(low, high + 1), queries
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.eval_shots, self.eval_queries = tuple(eval_shots), eval_queries
         self.eval_episodes = {
@@ -72,29 +74,32 @@ class EpisodeData(LightningDataModule, ABC):
             "test": self.default_test_episodes if test_episodes is None else test_episodes,
         }
         self.seed = seed
-        self._images: dict[str, Images] = {}
 
-    # -- what a data set adds ----------------------------------------------------------------------------------
+    # -- what a source of episodes adds ------------------------------------------------------------------------
 
     @abstractmethod
-    def load(self, part: str) -> Images:
-        """The images of ``train``, ``val`` or ``test``."""
+    def sampler(self, part: str, *, ways: int | None, shots: int, queries: int, seed: int) -> Sampler:
+        """Draws the episodes of ``train``, ``val`` or ``test``.
 
-    # -- what every data set then has --------------------------------------------------------------------------
+        Raises:
+            ValueError: If there is no such part, or it cannot give such episodes.
+        """
 
-    def images(self, part: str) -> Images:
-        """The images of ``train``, ``val`` or ``test``, loaded once.
+    def images(self, part: str) -> Images | None:
+        """The pool that the items of a part's episodes are indices into; ``None`` if they are the items themselves."""
+        return None
+
+    # -- what every one then has -------------------------------------------------------------------------------
+
+    def split_name(self, part: str) -> str:
+        """Such as ``vinyals/test``.
 
         Raises:
             ValueError: If there is no such part.
         """
         if part not in ("train", "val", "test"):
             raise ValueError(f"there is no part {part!r}; choose train, val or test")
-        if part not in self._images:
-            self._images[part] = self.load(part)
-        if self.trainer is not None:  # gathered and scaled where the computing is done
-            self._images[part] = self._images[part].to(self.trainer.strategy.root_device)
-        return self._images[part]
+        return f"{self.split}/{part}"
 
     def episodes(
         self,
@@ -107,29 +112,24 @@ class EpisodeData(LightningDataModule, ABC):
         seed: int | None = None,
     ) -> Episodes:
         """Seeded episodes of a part, ready to be scored; what is not given is as the data set was set up."""
-        return Episodes.of(
-            self.images(part),
-            dataset=self.dataset,
-            split=self.split_name(part),
+        sampler = self.sampler(
+            part,
             ways=self.ways if ways is None else ways,
             shots=shots,
             queries=self.eval_queries if queries is None else queries,
-            count=self.eval_episodes.get(part, 1000) if count is None else count,
             seed=self.seed if seed is None else seed,
         )
-
-    def split_name(self, part: str) -> str:
-        """Such as ``vinyals/test``."""
-        return f"{self.split}/{part}"
+        return Episodes(
+            sampler, self.eval_episodes.get(part, 1000) if count is None else count, images=self.images(part)
+        )
 
     def train_dataloader(self) -> TrainingBatches:
         """Endless training batches, cut into epochs; which come next depends on the optimiser step alone."""
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("train_dataloader needs a Lightning trainer; use episodes(...) without one")
-        images, name = self.images("train"), f"{self.dataset}/{self.split_name('train')}"
         samplers = {
-            shots: EpisodeSampler(images, name, ways=self.ways, shots=shots, queries=self.queries, seed=self.seed)
+            shots: self.sampler("train", ways=self.train_ways, shots=shots, queries=self.queries, seed=self.seed)
             for shots in self.train_shots
         }
         accumulate = trainer.accumulate_grad_batches
@@ -144,13 +144,54 @@ class EpisodeData(LightningDataModule, ABC):
             position=lambda: trainer.global_step * accumulate,
         )
 
-    def val_dataloader(self) -> list[IndexBatches]:
+    def val_dataloader(self) -> list[DrawnBatches]:
         """One loader for each number of shots."""
-        return [self.episodes("val", shots=shots).index_batches for shots in self.eval_shots]
+        return [self.episodes("val", shots=shots).drawn for shots in self.eval_shots]
 
-    def test_dataloader(self) -> list[IndexBatches]:
+    def test_dataloader(self) -> list[DrawnBatches]:
         """One loader for each number of shots."""
-        return [self.episodes("test", shots=shots).index_batches for shots in self.eval_shots]
+        return [self.episodes("test", shots=shots).drawn for shots in self.eval_shots]
+
+
+class ImageData(EpisodeData):
+    """Classification episodes of indices into a pool of images.
+
+    Args:
+        ways: Classes in an episode.
+        train_ways: Classes in a training episode, for learners that take any number; as many as ``ways`` if not given.
+        **kwargs: See ``EpisodeData``.
+    """
+
+    ways: int
+    train_ways: int
+
+    def __init__(self, ways: int = 5, train_ways: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ways, self.train_ways = ways, ways if train_ways is None else train_ways
+        self._images: dict[str, Images] = {}
+
+    @abstractmethod
+    def load(self, part: str) -> Images:
+        """The images of ``train``, ``val`` or ``test``."""
+
+    def sampler(self, part: str, *, ways: int | None, shots: int, queries: int, seed: int) -> EpisodeSampler:
+        """See ``EpisodeData.sampler``."""
+        name = f"{self.dataset}/{self.split_name(part)}"
+        ways = self.ways if ways is None else ways
+        return EpisodeSampler(self.images(part), name, ways=ways, shots=shots, queries=queries, seed=seed)
+
+    def images(self, part: str) -> Images:
+        """The images of ``train``, ``val`` or ``test``, loaded once.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        if part not in self._images:
+            self.split_name(part)  # there is such a part
+            self._images[part] = self.load(part)
+        if self.trainer is not None:  # gathered and scaled where the computing is done
+            self._images[part] = self._images[part].to(self.trainer.strategy.root_device)
+        return self._images[part]
 
     def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
         """Put images in the place of indices in training; a scorer does so itself, once for each image."""
@@ -161,14 +202,14 @@ class EpisodeData(LightningDataModule, ABC):
 
 @dataclass(eq=False)
 class TrainingBatches:
-    """Batches of training episodes (of indices) without end, from wherever ``position`` says.
+    """Batches of training episodes, as they are drawn, without end, from wherever ``position`` says.
 
     Batch number j of the run, counted over all ranks, holds episodes ``j * B`` to ``(j + 1) * B - 1`` for B =
     ``world * batch_size``, of which each rank takes its ``batch_size``. ``accumulate`` batches make an optimiser
     step and share its number of shots.
     """
 
-    samplers: dict[int, EpisodeSampler]
+    samplers: Mapping[int, Sampler]
     seed: int
     batch_size: int
     accumulate: int

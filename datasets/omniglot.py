@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from .images import Images
-from .module import EpisodeData
+from .module import ImageData
 from .omniglot_reader import download_omniglot, omniglot_split, read_omniglot
 
 __all__ = ["Omniglot"]
 
 
-class Omniglot(EpisodeData):
+class Omniglot(ImageData):
     """Omniglot with every training character also turned by 90, 180 and 270 degrees, each turn a class of its own.
 
     Validation and test characters are not turned, and no character is in two parts.
@@ -26,7 +26,9 @@ class Omniglot(EpisodeData):
         split: ``vinyals``: 1,028 / 172 / 423 characters, mostly whole alphabets held out; ``random``: the same
             numbers drawn at random, the paper's protocol (of its 1,200 training characters, 172 validate).
         rotations: Whether turned training characters are classes too.
-        **kwargs: See ``EpisodeData``.
+        train_on_validation: Whether the validation characters are trained on as well, for a final run with everything
+            settled; there is no validation then.
+        **kwargs: See ``ImageData``.
     """
 
     dataset = "omniglot"
@@ -36,12 +38,14 @@ class Omniglot(EpisodeData):
         root: Path = Path("data"),
         split: Literal["vinyals", "random"] = "vinyals",
         rotations: bool = True,
+        train_on_validation: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         self.split = split
         self.rotations = rotations
+        self.train_on_validation = train_on_validation
 
     @cached_property
     def _drawings(self) -> tuple[list[str], np.ndarray]:
@@ -52,9 +56,10 @@ class Omniglot(EpisodeData):
         download_omniglot(self.root)
 
     def load(self, part: str) -> Images:
-        """See ``EpisodeData.load``."""
+        """See ``ImageData.load``."""
         names, drawings = self._drawings
-        chosen = omniglot_split(names, self.split)[part]
+        parts = omniglot_split(names, self.split)
+        chosen = parts["train"] + parts["val"] if part == "train" and self.train_on_validation else parts[part]
         place = {name: i for i, name in enumerate(names)}
         images = Images.from_classes(drawings[[place[name] for name in chosen]], chosen)
         return images.with_rotations() if part == "train" and self.rotations else images

@@ -1,4 +1,4 @@
-"""The episode sampler: an episode is a pure function of its data, its shape, a seed and its index.
+"""Episode samplers: an episode is a pure function of its data, its shape, a seed and its index.
 
 Nothing is carried from one draw to the next, so episodes are the same on any number of workers, processes or
 restarts. Axes: ``b`` episode, ``n`` ways, ``k`` shots, ``s`` support items, ``q`` query items.
@@ -7,6 +7,7 @@ restarts. Axes: ``b`` episode, ``n`` ways, ``k`` shots, ``s`` support items, ``q
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,47 @@ from snail.episodes import Episode
 
 from .images import Images, split_hash
 
-__all__ = ["EpisodeSampler", "Episodes"]
+__all__ = ["EpisodeSampler", "Episodes", "Sampler"]
 
 
-class EpisodeSampler:
+class Sampler(ABC):
+    """Draws the episodes of a part of a data set, each a function of its index.
+
+    Args:
+        name: The data set and, behind the first slash, its split, such as ``"omniglot/vinyals/test"``.
+        hash: What tells the split from another of this name.
+        ways: Classes n in an episode; ``None`` for regression.
+        shots: Support items k of each class, or of the episode for regression.
+        queries: Query items, likewise.
+        seed: Any integer from 0.
+
+    Attributes:
+        facts: All of this, as it identifies the episodes in a result.
+
+    Raises:
+        ValueError: If a size is not positive, or the seed negative.
+    """
+
+    def __init__(self, name: str, hash: str, *, ways: int | None, shots: int, queries: int, seed: int) -> None:
+        for what, value, least in (("ways", ways, 1), ("shots", shots, 1), ("queries", queries, 1), ("seed", seed, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{what} is {value}; it must be at least {least}")
+        dataset, _, split = name.partition("/")
+        self.shots, self.queries = shots, queries
+        self.facts: dict[str, Any] = {"dataset": dataset, "split": split, "split_hash": hash, "ways": ways}
+        self.facts |= {"shots": shots, "queries": queries, "seed": seed}
+
+    @abstractmethod
+    def draw(self, start: int, stop: int) -> Episode:
+        """Episodes ``start`` to ``stop - 1`` as one batch."""
+
+
+def generator_key(identity: str) -> int:
+    """The key of a random generator for whatever has this identity."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:16], "little")
+
+
+class EpisodeSampler(Sampler):
     """Draws episodes of image indices.
 
     In each episode the classes are drawn at random and numbered in the order of the draw, so a class carries every
@@ -30,7 +68,8 @@ class EpisodeSampler:
 
     Args:
         images: The split to draw from.
-        name: What the data are called, such as ``"omniglot/vinyals/test"``; part of what seeds the draw.
+        name: The data set and, behind the first slash, its split, such as ``"omniglot/vinyals/test"``; part of what
+            seeds the draw.
         ways: Classes n in an episode.
         shots: Support images k of each class.
         queries: Query images of each class; an episode has ``q = ways * queries``.
@@ -41,14 +80,8 @@ class EpisodeSampler:
     """
 
     def __init__(self, images: Images, name: str, *, ways: int, shots: int, queries: int, seed: int) -> None:
-        for what, value, least in (
-            ("ways", ways, 1),
-            ("shots", shots, 1),
-            ("queries", queries, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{what} is {value}; it must be at least {least}")
+        hash = split_hash(images.class_names)
+        super().__init__(name, hash, ways=ways, shots=shots, queries=queries, seed=seed)
         if ways > len(images.class_names):
             raise ValueError(f"{ways} ways are asked of {name!r}, which has {len(images.class_names)} classes")
         scarcest = int(np.argmin(images.counts))
@@ -57,9 +90,8 @@ class EpisodeSampler:
                 f"{shots} shots and {queries} queries need {shots + queries} images a class, but class "
                 f"{images.class_names[scarcest]!r} of {name!r} has {images.counts[scarcest]}"
             )
-        self.ways, self.shots, self.queries = ways, shots, queries
-        identity = f"{name}|{split_hash(images.class_names)}|{ways}|{shots}|{queries}|{seed}"
-        self._key = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:16], "little")
+        self.ways = ways
+        self._key = generator_key(f"{name}|{hash}|{ways}|{shots}|{queries}|{seed}")
         self._counts = np.array(images.counts, dtype=np.uint64)
         self._first = np.concatenate([[0], np.cumsum(self._counts)[:-1]]).astype(np.int64)
         # How many random numbers an episode uses: classes, images of each, order of support, order of queries.
@@ -124,49 +156,32 @@ def _shuffled(
 class Episodes:
     """A fixed number of seeded episodes of a split, such as those that a result is quoted on.
 
-    Iterating yields batches of ready episodes, images as floats in [0, 1]. ``snail.evaluate`` reads the batches of
-    indices instead and embeds each image once.
+    Iterating yields batches of ready episodes, images as floats in [0, 1]. ``snail.evaluate`` reads them as they are
+    drawn instead and embeds each image once.
 
     Args:
-        images: The pool that the indices point into.
-        drawn_by: Draws the indices.
+        drawn_by: Draws them.
         count: Number of episodes E; indices 0 to E - 1.
+        images: The pool that the items are indices into; ``None`` if the items are in the episodes.
         batch_size: Episodes in a batch.
-        facts: What identifies the episodes in a result: data set, split and its hash, ways, shots, queries, seed.
 
     Raises:
         ValueError: If ``count`` or ``batch_size`` is not positive.
     """
 
-    images: Images
-    drawn_by: EpisodeSampler  # not `sampler`, by which Lightning would take this for a DataLoader
+    drawn_by: Sampler  # not `sampler`, by which Lightning would take this for a DataLoader
     count: int
-    batch_size: int
-    facts: dict[str, Any]
+    images: Images | None = None
+    batch_size: int = 100
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch_size < 1:
             raise ValueError(f"{self.count} episodes in batches of {self.batch_size}; both must be at least 1")
 
-    @classmethod
-    def of(
-        cls,
-        images: Images,
-        *,
-        dataset: str,
-        split: str,
-        ways: int,
-        shots: int,
-        queries: int,
-        count: int,
-        seed: int,
-        batch_size: int = 100,
-    ) -> Episodes:
-        """Episodes of ``images``; see ``EpisodeSampler`` for the arguments and the errors."""
-        facts: dict[str, Any] = {"dataset": dataset, "split": split, "split_hash": split_hash(images.class_names)}
-        facts |= {"ways": ways, "shots": shots, "queries": queries, "episodes": count, "seed": seed}
-        sampler = EpisodeSampler(images, f"{dataset}/{split}", ways=ways, shots=shots, queries=queries, seed=seed)
-        return cls(images, sampler, count, batch_size, facts)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What identifies the episodes in a result."""
+        return {**self.drawn_by.facts, "episodes": self.count}
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -174,23 +189,26 @@ class Episodes:
 
     def __iter__(self) -> Iterator[Episode]:
         """Batches of ready episodes."""
-        return (batch.map_items(self.images.take) for batch in self.index_batches)
+        return map(self._ready, self.drawn)
 
     def __getitem__(self, index: int) -> Episode:
-        """The single episode ``index`` as a batch of one, images ready."""
+        """The single episode ``index`` as a batch of one, ready."""
         if not 0 <= index < self.count:
             raise IndexError(f"episode {index} of {self.count}")
-        return self.drawn_by.draw(index, index + 1).map_items(self.images.take)
+        return self._ready(self.drawn_by.draw(index, index + 1))
+
+    def _ready(self, batch: Episode) -> Episode:
+        return batch if self.images is None else batch.map_items(self.images.take)
 
     @property
-    def index_batches(self) -> IndexBatches:
-        """The batches with indices into ``images`` for items."""
-        return IndexBatches(self)
+    def drawn(self) -> DrawnBatches:
+        """The batches as they are drawn, with indices into ``images`` for items where there are images."""
+        return DrawnBatches(self)
 
 
 @dataclass(frozen=True, eq=False)
-class IndexBatches:
-    """The batches of ``episodes``, items left as indices into ``episodes.images``."""
+class DrawnBatches:
+    """The batches of ``episodes`` as they are drawn."""
 
     episodes: Episodes
 
@@ -199,7 +217,7 @@ class IndexBatches:
         return len(self.episodes)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Batches of episodes of indices, in the order of their index."""
+        """Batches of episodes, in the order of their index."""
         for start in range(0, self.episodes.count, self.episodes.batch_size):
             yield self.episodes.drawn_by.draw(start, min(start + self.episodes.batch_size, self.episodes.count))
 

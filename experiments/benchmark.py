@@ -2,6 +2,7 @@
 
 Two ways to the same numbers are timed in turn, A B A B ..., on one model in one process, so that what else the machine
 does falls on both. What is quoted is their ratio. Before a pair is timed it must agree in float64.
+``snail benchmark maml`` (``benchmark_maml``) does the same for MAML's meta-step.
 
 Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``t`` step, ``c`` channels.
 """
@@ -14,7 +15,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,20 @@ from snail.files import replacing
 
 from .levers import keep_memory
 
-__all__ = ["OneQueryASequence", "compare", "main", "read_again", "read_on"]
+__all__ = [
+    "OneQueryASequence",
+    "OptionParser",
+    "about_run",
+    "check_options",
+    "compare",
+    "largest_difference",
+    "main",
+    "ratios_to",
+    "read_again",
+    "read_on",
+    "take_turns",
+    "whole_number",
+]
 
 SETTINGS = ((5, 1), (5, 5), (20, 5))  # ways, shots
 QUERIES = (1, 15)  # a class
@@ -79,7 +93,7 @@ def _time_training(ways: int, shots: int, queries: int, options: argparse.Namesp
     with torch.no_grad():
         exact = copy.deepcopy(plain).double().eval()
         few = support_x[:2].double(), support_y[:2], query_x[:2, :2].double()
-        difference = _largest_difference(exact.snail(*few), exact(*few), "one support and one query a sequence")
+        difference = largest_difference(exact.snail(*few), exact(*few), "one support and one query a sequence")
 
     def seconds_per_query(learner: Learner, episode: Episode) -> float:
         """The update is made once for the whole batch, so that each of its queries bears the same share of it."""
@@ -124,7 +138,7 @@ def _time_stream(options: argparse.Namespace) -> dict[str, Any]:
     positions = [(2 * i + 1) * options.length // (2 * parts) for i in range(parts)]  # the middles of equal parts
 
     exact, exact_x = copy.deepcopy(network).double(), x.double()
-    difference = _largest_difference(
+    difference = largest_difference(
         read_on(exact, exact_x)[:, positions],
         read_again(exact, exact_x, positions),
         "a stream read on and read again",
@@ -157,19 +171,45 @@ def compare(shared: Callable[[], float], plain: Callable[[], float], *, pairs: i
         Medians ``shared_ms`` and ``plain_ms`` in milliseconds; ``ratio``, ``ratio_min`` and ``ratio_max`` of plain to
         shared within a pair; every pair in milliseconds.
     """
-    measured = [(1000 * shared(), 1000 * plain()) for _ in range(pairs + 1)][1:]
-    ratios = [slow / fast for fast, slow in measured]
+    measured = take_turns({"shared_ms": shared, "plain_ms": plain}, pairs=pairs)
     return {
-        "shared_ms": statistics.median(fast for fast, _ in measured),
-        "plain_ms": statistics.median(slow for _, slow in measured),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "pairs": [{"shared_ms": fast, "plain_ms": slow} for fast, slow in measured],
+        **{way: statistics.median(each) for way, each in measured.items()},
+        **ratios_to(measured["shared_ms"], measured["plain_ms"]),
+        "pairs": [dict(zip(measured, pair, strict=True)) for pair in zip(*measured.values(), strict=True)],
     }
 
 
-def _largest_difference(shared: Tensor, plain: Tensor, ways: str) -> float:
+def take_turns(ways: Mapping[str, Callable[[], float]], *, pairs: int) -> dict[str, list[float]]:
+    """Measure some ways in turn, A B C A B C ..., behind one round that only warms up.
+
+    Args:
+        ways: Each does the work and returns its seconds.
+        pairs: Rounds that count.
+
+    Returns:
+        The milliseconds of each way in every round.
+    """
+    rounds = [{name: 1000 * way() for name, way in ways.items()} for _ in range(pairs + 1)][1:]
+    return {name: [each[name] for each in rounds] for name in ways}
+
+
+def ratios_to(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """``ratio``, ``ratio_min`` and ``ratio_max`` of a way's times to the first way's, round by round."""
+    ratios = [slow / fast for fast, slow in zip(first, other, strict=True)]
+    return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
+
+def largest_difference(shared: Tensor, plain: Tensor, ways: str) -> float:
+    """The largest difference between what two ways give.
+
+    Args:
+        shared: What our way gives, in float64.
+        plain: What the other gives.
+        ways: What the two are called.
+
+    Raises:
+        ValueError: If it is more than rounding.
+    """
     difference = float((shared - plain).abs().max()) if shared.shape == plain.shape else float("nan")
     if not difference <= TOLERANCE:  # not a number is refused too
         raise ValueError(f"{ways} differ by {difference:.1e}, so that timing them would compare different things")
@@ -212,19 +252,50 @@ def markdown_table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", facts])
 
 
-class _Parser(argparse.ArgumentParser):
+def about_run(learner: Learner, options: argparse.Namespace, device: str = "cpu") -> dict[str, Any]:
+    """Facts about the machine and the run that belong into every report; a busy machine is warned of.
+
+    Args:
+        learner: What is timed.
+        options: ``quick`` and ``keep_memory``.
+        device: Where it runs.
+    """
+    about = describe(learner, device)
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # of the minute before
+    memory = ", memory kept" if options.keep_memory else ""
+    print(f"{about['hardware']}, torch {about['versions']['torch']}, float32{memory}")
+    if load is not None and load > 0.5:
+        print(f"load {load:.1f} in the last minute: other work slows the ways unequally; quote quiet runs only")
+    report = {key: about[key] for key in ("versions", "device", "hardware")}
+    report |= {"threads": torch.get_num_threads(), "load": load, "dtype": "float32", "quick": options.quick}
+    return report | {"keep_memory": options.keep_memory}
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of options whose errors are ``ValueError`` of one sentence."""
+
     def error(self, message: str) -> NoReturn:
+        """See ``argparse.ArgumentParser.error``.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(message)
 
 
-def _positive(text: str) -> int:
+def whole_number(text: str) -> int:
+    """An option's value that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is not a whole number of at least 1.
+    """
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = OptionParser(
         prog="snail benchmark",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -235,22 +306,32 @@ training step   SNAIL with Conv4 on 28x28 random images: all queries of an episo
 streamed step   a sequence read step by step with a state, against recomputing the whole at each step
 
 The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the threads of both
-({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.""",
+({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.
+
+`snail benchmark maml` times another thing, a meta-step of MAML; its options: `snail benchmark maml --help`.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
     add("--output", type=Path, default="benchmark.json", help="file for every number, overwritten" + default)
-    add("--pairs", type=_positive, default=7, help="how often both ways are timed" + default)
-    add("--episodes", type=_positive, help=f"episodes in a batch (default: {CLASSES} // ways)")
-    add("--sample_images", type=_positive, default=1600, help="most images the plain way embeds at once, one query an "
-        "episode at least; where all queries need more, a part of them is timed" + default)  # fmt: skip
-    add("--length", type=_positive, default=1000, help="steps of the stream" + default)
-    add("--positions", type=_positive, default=20, help="positions at which the stream is read again" + default)
+    add("--pairs", type=whole_number, default=7, help="how often both ways are timed" + default)
+    add("--episodes", type=whole_number, help=f"episodes in a batch (default: {CLASSES} // ways)")
+    add("--sample_images", type=whole_number, default=1600, help="most images the plain way embeds at once, one query "
+        "an episode at least; where all queries need more, a part of them is timed" + default)  # fmt: skip
+    add("--length", type=whole_number, default=1000, help="steps of the stream" + default)
+    add("--positions", type=whole_number, default=20, help="positions at which the stream is read again" + default)
     add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for both ways")
     add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
     add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(pairs=2, episodes=2, length=32, positions=2)
-    options = parser.parse_args(argv)
+    return check_options(parser.parse_args(argv))
+
+
+def check_options(options: argparse.Namespace) -> argparse.Namespace:
+    """Check ``output`` and ``keep_memory``, unless an earlier report is only to be shown, and keep memory if asked to.
+
+    Raises:
+        ValueError: If there is no place for the output, or memory cannot be kept.
+    """
     if options.show is not None:
         return options
     if options.output.is_dir() or not options.output.parent.is_dir():
@@ -272,20 +353,16 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: If an option is wrong, or the two ways of a pair do not agree.
     """
+    if argv[:1] == ["maml"]:
+        from .benchmark_maml import main as benchmark_maml
+
+        return benchmark_maml(argv[1:])
     options = _options(argv)
     if options.show is not None:
         print(markdown_table(json.loads(options.show.read_text())))
         return 0
     torch.manual_seed(0)
-    about = describe(SNAIL(Conv4(), 64, 5, 1), "cpu")
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # of the minute before
-    report = {key: about[key] for key in ("versions", "device", "hardware")}
-    report |= {"threads": torch.get_num_threads(), "load": load, "dtype": "float32", "quick": options.quick}
-    report |= {"keep_memory": options.keep_memory, "training": []}
-    memory = ", memory kept" if options.keep_memory else ""
-    print(f"{about['hardware']}, torch {about['versions']['torch']}, float32{memory}")
-    if load is not None and load > 0.5:
-        print(f"load {load:.1f} in the last minute: other work slows the two ways unequally; quote quiet runs only")
+    report = about_run(SNAIL(Conv4(), 64, 5, 1), options) | {"training": []}
 
     head = ("ratio median (min-max)", "pairs", "plain way timed on")
     print("\n" + _line("training step", "queries a class", "shared ms/query", "plain ms/query", *head), flush=True)

@@ -6,14 +6,13 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from snail.results import learner_label, read_results, results_table
+from snail.results import read_results, record_text, results_table
 
 from .published import published
 
@@ -187,15 +186,8 @@ def list_configs() -> str:
         head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
         lines += [path.stem, *(f"    {line}" for line in head), f"    snail fit --config {path.stem}"]
         for record in read_results([SHIPPED / "results" / path.stem / "results.json"]):
-            lines.append(f"    gave {_figure(record)}")
+            lines.append(f"    gave {record_text(record)}")
     return "\n".join(lines)
-
-
-def _figure(record: Mapping[str, Any]) -> str:
-    return (
-        f"{record['accuracy']:.2f} ± {record['ci95']:.2f} %  {learner_label(record)}, {record['ways']}-way "
-        f"{record['shots']}-shot, {record['dataset']} {record['split']}, {record['episodes']:,} episodes"
-    )
 
 
 def list_results(argv: Sequence[str]) -> str:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
+from snail import Episode
 from snail.datasets import Episodes
-from snail.evaluation import as_parameters
+from snail.evaluation import METRICS, as_parameters, metric_in
 from snail.learner import Learner
 
-__all__ = ["draw_episodes", "draw_learning_curve"]
+__all__ = ["draw_curves", "draw_episodes", "draw_learning_curve"]
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
 
 
-def draw_learning_curve(metrics: Path, picture: Path, *, chance: float, title: str) -> None:
-    """Training loss and validation accuracy over optimiser steps, from a run's ``metrics.csv``.
+def draw_learning_curve(metrics: Path, picture: Path, *, chance: float | None, title: str) -> None:
+    """Training loss and validation score over optimiser steps, from a run's ``metrics.csv``.
 
     Args:
         metrics: The file to read.
         picture: The PNG to write.
-        chance: Accuracy of guessing, in percent, drawn as a line.
+        chance: What guessing scores, drawn as a line; ``None`` for no line.
         title: What the run is called.
     """
     with metrics.open(newline="") as file:
@@ -38,14 +40,18 @@ def draw_learning_curve(metrics: Path, picture: Path, *, chance: float, title: s
     left, right = figure.subplots(1, 2)
     left.plot(*column("train/loss"), color=GREY, linewidth=1)
     left.set(title="training loss", xlabel="optimiser step", ylim=(0, None))
-    prefix, suffix = "val/accuracy_", "shot"
-    keys = [key for key in (rows[0] if rows else {}) if key.startswith(prefix)]
-    shots = sorted(int(key.removeprefix(prefix).removesuffix(suffix)) for key in keys)
+    heads = list(rows[0]) if rows else []
+    metric = metric_in(heads, "val/") or METRICS["accuracy"]
+    prefix, suffix = f"val/{metric.name}_", "shot"
+    shots = sorted(int(key.removeprefix(prefix).removesuffix(suffix)) for key in heads if key.startswith(prefix))
     for number, color in zip(shots, (BLUE, ORANGE, *[GREY] * len(shots)), strict=False):
-        right.plot(*column(f"val/accuracy_{number}shot"), color=color, marker=".", label=f"{number}-shot")
-    right.axhline(chance, color=GREY, linestyle=":", label="chance")
-    right.set(title="validation accuracy, %", xlabel="optimiser step", ylim=(0, 100))
-    right.legend(loc="lower right", frameon=False)
+        right.plot(*column(f"{prefix}{number}{suffix}"), color=color, marker=".", label=f"{number}-shot")
+    if chance is not None:
+        right.axhline(chance, color=GREY, linestyle=":", label="chance")
+    right.set(title=", ".join(filter(None, (f"validation {metric.title}", metric.unit.strip()))))
+    right.set(xlabel="optimiser step", **({"ylim": metric.ends} if metric.ends else {"yscale": "log"}))
+    if right.get_legend_handles_labels()[0]:
+        right.legend(loc="lower right" if metric.higher_is_better else "upper right", frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
@@ -86,6 +92,35 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
             _image(row[columns + 1 + item], episode.query_x[0, item], text, BLUE if said == truth else ORANGE)
     grid[0][0].annotate("support", (0, 1.45), xycoords="axes fraction", color=GREY)
     grid[0][columns + 1].annotate("queries, answered", (0, 1.45), xycoords="axes fraction", color=GREY)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_curves(episodes: Episode, answers: torch.Tensor, labels: Sequence[str], picture: Path, *, title: str) -> None:
+    """Regression of one number from another: each task's true curve, the points shown, and what was answered.
+
+    Args:
+        episodes: Tasks with items and labels of one number; the queries are drawn as lines, so there must be many.
+        answers: ``(v, b, q, 1)``, a line each.
+        labels: What each of the v lines is called.
+        picture: The PNG to write.
+        title: What the picture shows.
+    """
+    tasks = len(episodes)
+    figure = Figure(figsize=(3.4 * tasks, 3.2), layout="constrained")
+    order = episodes.query_x[..., 0].argsort(dim=1)
+    query_x, query_y = (t[..., 0].gather(1, order).cpu() for t in (episodes.query_x, episodes.query_y))
+    shades = [str(0.75 - 0.75 * i / max(1, len(labels) - 1)) for i in range(len(labels) - 1)]  # darker and darker
+    for task, axes in enumerate(figure.subplots(1, tasks, squeeze=False)[0]):
+        axes.plot(query_x[task], query_y[task], color=ORANGE, linewidth=3, alpha=0.5, label="true")
+        for line, label, color in zip(answers, labels, [*shades, BLUE], strict=True):
+            answer = line[task, :, 0].detach().float().cpu().gather(0, order[task].cpu())
+            axes.plot(query_x[task], answer, color=color, linewidth=1.2, label=label)
+        shown = (episodes.support_x[task, :, 0].cpu(), episodes.support_y[task, :, 0].cpu())
+        axes.plot(*shown, "o", color=ORANGE, markersize=5, label="shown")
+        axes.spines[["top", "right"]].set_visible(False)
+    lines, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
 

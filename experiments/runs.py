@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from snail.evaluation import hardware
+from snail.evaluation import METRICS, Metric, hardware, metric_in
 from snail.files import replacing
 
 from .trust import check_config
@@ -31,6 +31,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "KeepCheckpoints",
     "KeepConfig",
+    "best_score",
     "checkpoint_config",
     "file_hash",
     "find_checkpoint",
@@ -168,7 +169,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class KeepCheckpoints(Checkpoint):
-    """Keeps ``last.ckpt``, after every epoch and by the clock within one, and ``best.ckpt`` by validation accuracy.
+    """Keeps ``last.ckpt``, after every epoch and by the clock within one, and ``best.ckpt`` by what validation scores.
 
     Args:
         run: The run's folder.
@@ -179,6 +180,7 @@ class KeepCheckpoints(Checkpoint):
         self.run = run
         self.every = every
         self.best: float | None = None
+        self.metric = "accuracy"
         self._seconds_before = 0.0  # of training, before this process went on
         self._started_at = self._saved_at = time.monotonic()
         self._device = torch.device("cpu")
@@ -200,9 +202,12 @@ class KeepCheckpoints(Checkpoint):
         """Save what validated best so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if accuracy is not None and (self.best is None or float(accuracy) > self.best):
-            self.best = float(accuracy)
+        metric = metric_in(trainer.callback_metrics, "val/")
+        if metric is None:
+            return
+        score = float(trainer.callback_metrics[f"val/{metric.name}"])
+        if self.best is None or metric.better(score, self.best):
+            self.best, self.metric = score, metric.name
             self._save(trainer, "best.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,19 +215,27 @@ class KeepCheckpoints(Checkpoint):
         self._save(trainer, "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best accuracy so far, and what training took."""
+        """The best score so far, and what training took."""
         seconds = self._seconds_before + time.monotonic() - self._started_at
-        return {"best": self.best, "seconds": seconds, "hardware": hardware(self._device)}
+        took = {"seconds": seconds, "hardware": hardware(self._device)}
+        return {"best": self.best, "metric": self.metric, **took}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best accuracy so far."""
+        """Go on from the best score so far."""
         self.best = state_dict["best"]
+        self.metric = state_dict.get("metric", "accuracy")
         self._seconds_before = state_dict["seconds"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
         self._device = trainer.strategy.root_device
         trainer.save_checkpoint(self.run / name)
         self._saved_at = time.monotonic()
+
+
+def best_score(checkpoint: dict[str, Any]) -> tuple[Metric, float]:
+    """The validation score that a ``best.ckpt`` was kept for."""
+    state = checkpoint["callbacks"][KeepCheckpoints.__qualname__]
+    return METRICS[state["metric"]], state["best"]
 
 
 def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:

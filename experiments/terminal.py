@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from snail.evaluation import metric_in
 from snail.files import replacing
 
 __all__ = ["MetricsCsv", "RunProgress"]
@@ -88,9 +89,11 @@ class RunProgress(ProgressBar):
 
     @staticmethod
     def _figures(trainer: Trainer) -> str:
-        metrics = trainer.callback_metrics
-        shown = [("loss", "train/loss", "{:.3f}"), ("validation accuracy", "val/accuracy", "{:.2f} %")]
-        return "  ".join(f"{label} {form.format(float(metrics[key]))}" for label, key, form in shown if key in metrics)
+        logged = trainer.callback_metrics
+        shown = [f"loss {float(logged['train/loss']):.3f}"] if "train/loss" in logged else []
+        if metric := metric_in(logged, "val/"):
+            shown.append(f"validation {metric.title} {metric.text(float(logged[f'val/{metric.name}']))}")
+        return "  ".join(shown)
 
 
 class MetricsCsv(Logger):

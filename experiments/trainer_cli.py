@@ -6,20 +6,23 @@ What is added: run folders, checkpoints that bring their own config, and what is
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
-from snail.evaluation import Result
+from snail.evaluation import Result, as_parameters
 from snail.module import FewShot
 from snail.results import merge_results, read_results, results_table
 
@@ -29,6 +32,7 @@ from .runs import (
     AtomicCheckpointIO,
     KeepCheckpoints,
     KeepConfig,
+    best_score,
     file_hash,
     new_run,
     read_checkpoint,
@@ -46,7 +50,7 @@ class SnailCLI(LightningCLI):
     """LightningCLI over ``FewShot`` and ``EpisodeData``.
 
     Args:
-        args: The command line, without the program's name.
+        args: The command line, without the program's name; the command comes first.
         name: What to call the run if ``--name`` does not.
         checkpoint: The checkpoint that ``--ckpt_path`` was found to mean.
         linked: The model's ways and shots in that checkpoint; they stay as they are whatever the data's options say.
@@ -79,7 +83,8 @@ class SnailCLI(LightningCLI):
                 "log_every_n_steps": 25,
             },
             parser_kwargs={"prog": "snail", **parser, **{command: parser for command in self.subcommands()}},
-            args=list(args),
+            # Said first, not as a default: a default would leave its arguments to whatever class is named later.
+            args=[args[0], "--data=snail.datasets.Glyphs", *args[1:]],
         )
 
     # -- the options -------------------------------------------------------------------------------------------
@@ -104,7 +109,6 @@ class SnailCLI(LightningCLI):
             parser.add_argument(option, type=kind, default=default, help=description)
         parser.set_defaults(
             {
-                "data": {"class_path": "snail.datasets.Glyphs"},
                 "model.learner": {
                     "class_path": "snail.SNAIL",
                     "init_args": {"embedding": {"class_path": "snail.Conv4"}, "embedding_dim": 64},
@@ -143,14 +147,25 @@ class SnailCLI(LightningCLI):
             raise ValueError(
                 f"ckpt_path {str(self.options.ckpt_path)!r} stands in a config; give --ckpt_path as an option"
             )
+        self._check_regression()
         learner, data = self.options.model.learner.init_args, self.options.data.init_args
         for key, trained in self.linked.items():
-            asked = data.ways if key == "ways" else max(data.eval_shots)
-            if asked > trained or (key == "ways" and asked != trained):
+            asked = data.get("ways") if key == "ways" else max(data.eval_shots)
+            if asked is None or asked > trained or (key == "ways" and asked != trained):
                 raise ValueError(
                     f"the model of {self.checkpoint} was built for {key} = {trained}, but {asked} are asked for"
                 )
             learner[key] = trained
+
+    def _check_regression(self) -> None:
+        """Refuse a learner that must be told a number of classes where the data have none to tell."""
+        learner, data = self.options.model.learner.class_path, self.options.data
+        ways = inspect.signature(cast(Any, locate(learner))).parameters.get("ways")
+        if "ways" not in data.init_args and ways is not None and ways.default is ways.empty:
+            raise ValueError(
+                f"{learner} answers with classes, of which {data.class_path} has none; use a learner that answers with "
+                f"numbers too, such as snail.MAML"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder behind it, which is made once all else is known to be in order."""
@@ -196,21 +211,34 @@ class SnailCLI(LightningCLI):
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}[str(self.subcommand)]
         if self.subcommand == "fit" and isinstance(data, Glyphs):
             parts.append("test")
+        built_for = getattr(self.model.learner, "ways", data.train_ways)
+        if "train" in parts and built_for != data.train_ways:
+            raise ValueError(
+                f"train_ways is {data.train_ways}, but {type(self.model.learner).__name__} answers {built_for} ways; "
+                f"leave train_ways out, or use a learner of any number of ways, such as snail.ProtoNet"
+            )
         for part in parts:
             training = part == "train"
             for shots in data.train_shots if training else data.eval_shots:
-                episodes = data.episodes(part, shots=shots, queries=data.queries if training else data.eval_queries)
-        evaluate(self.model.learner, [episodes[0]])
+                ways, queries = (data.train_ways, data.queries) if training else (data.ways, data.eval_queries)
+                episodes = data.episodes(part, shots=shots, ways=ways, queries=queries)
+        try:
+            evaluate(self.model.learner, [episodes[0]])
+        except RuntimeError as error:  # from within a network, which knows nothing of episodes
+            raise ValueError(
+                f"{type(self.model.learner).__name__} cannot answer an episode of {data.dataset}, with items of shape "
+                f"{tuple(episodes[0].query_x.shape[2:])}: {error}"
+            ) from error
 
     def _linked_arguments(self) -> dict[str, int]:
         arguments = self.options.model.learner.init_args
-        return {key: arguments[key] for key in ("ways", "max_shots") if key in arguments}
+        return {key: arguments[key] for key in ("ways", "max_shots") if arguments.get(key) is not None}
 
     def _config_text(self) -> str:
         config = self.options.clone()
         config.pop("config", None)
         config.pop("ckpt_path", None)
-        text: str = self._parser(self.subcommand).dump(config, skip_none=True, skip_check=True, format="yaml")
+        text: str = self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True, format="yaml")
         return text
 
     def _loggers(self) -> list[Any]:
@@ -235,9 +263,10 @@ class SnailCLI(LightningCLI):
         self.untrained = copy.deepcopy(self.model.learner)
         size = sum(p.numel() for p in self.model.learner.parameters())
         levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
+        ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
-            f"({self.datamodule.split}), {self.datamodule.ways}-way; {levers}; run folder {self.run}"
+            f"({self.datamodule.split}){ways}; {levers}; run folder {self.run}"
         )
 
     def after_fit(self) -> None:
@@ -249,7 +278,8 @@ class SnailCLI(LightningCLI):
             from .pictures import draw_learning_curve
 
             picture = self.run / "learning_curve.png"
-            draw_learning_curve(metrics, picture, chance=100 / self.datamodule.ways, title=self.run.name)
+            chance = 100 / self.datamodule.ways if self.datamodule.ways else None
+            draw_learning_curve(metrics, picture, chance=chance, title=self.run.name)
             self._say(f"learning curve: {picture}")
         kept = best if best.exists() else last
         if not kept.exists():
@@ -258,12 +288,13 @@ class SnailCLI(LightningCLI):
         trained = read_checkpoint(kept)
         self.model.load_state_dict(trained["state_dict"])
         if kept == best:
-            accuracy = trained["callbacks"][KeepCheckpoints.__qualname__]["best"]
-            self._say(f"best validation accuracy {accuracy:.2f} % at step {trained['global_step']}: {best}")
+            metric, score = best_score(trained)
+            self._say(f"best validation {metric.title} {metric.text(score)} at step {trained['global_step']}: {best}")
         else:
             self._say(f"there was no validation; the last weights, of step {trained['global_step']}: {last}")
         built_in = isinstance(self.datamodule, Glyphs)
-        self._draw_episodes("test" if built_in else "val")
+        draw = self._draw_episodes if self.datamodule.ways else self._draw_curves
+        draw("test" if built_in else "val")
         if built_in:
             self.trainer.test(self.model, self.datamodule, ckpt_path=str(kept), verbose=False)
             self._finish_scoring(kept, [*self._comparisons(), *self.model.results])
@@ -312,6 +343,24 @@ class SnailCLI(LightningCLI):
         )
         self._say(f"episodes with answers: {picture}")
 
+    def _draw_curves(self, part: str) -> None:
+        from .pictures import draw_curves
+
+        shots, tasks = min(self.datamodule.eval_shots), 4
+        learner, picture = self.model.eval().cpu().learner, self.run / "curves.png"
+        (episodes,) = self.datamodule.episodes(part, shots=shots, queries=200, count=tasks)
+        given = (as_parameters(x, learner) for x in (episodes.support_x, episodes.support_y, episodes.query_x))
+        with torch.no_grad():
+            answers = learner.answers(*given)
+        draw_curves(
+            episodes,
+            answers,
+            [_variant_label(variant) for variant in learner.variants],
+            picture,
+            title=f"{self.run.name}: {shots} points shown, {part} tasks",
+        )
+        self._say(f"curves with answers: {picture}")
+
     def _finish_scoring(self, checkpoint: Path | None, results: list[Result]) -> None:
         about_checkpoint: dict[str, Any] = {"run": self.run.name, "precision": str(self.trainer.precision)}
         if checkpoint is not None:
@@ -324,6 +373,13 @@ class SnailCLI(LightningCLI):
         if self.trainer.is_global_zero and not self.options.trainer.fast_dev_run:
             merge_results(self.run / "results.json", records)
             self._say(f"results: {self.run / 'results.json'}")
+
+
+def _variant_label(variant: Mapping[str, Any]) -> str:
+    steps = variant.get("inner_steps")
+    if steps is None:
+        return "answer"
+    return "before adaptation" if steps == 0 else f"after {steps} inner step{'s' * (steps > 1)}"
 
 
 def _as_list(value: Any) -> list[Any]:

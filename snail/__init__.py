@@ -13,7 +13,8 @@ from .embeddings import Conv4
 from .episodes import Episode
 from .evaluation import Result, evaluate
 from .learner import EmbeddingLearner, Learner
-from .metric import NearestNeighbour
+from .maml import ANIL, BOIL, MAML, FineTuning, FirstOrderMAML, ImplicitMAML, MAMLPlusPlus, MetaSGD, Reptile
+from .metric import MatchingNetwork, NearestNeighbour, ProtoNet
 from .sequences import serialize
 from .snail import SNAIL
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .module import FewShot
 
 __all__ = [
+    "ANIL",
+    "BOIL",
+    "MAML",
     "SNAIL",
     "AttentionBlock",
     "Block",
@@ -30,8 +34,16 @@ __all__ = [
     "EmbeddingLearner",
     "Episode",
     "FewShot",
+    "FineTuning",
+    "FirstOrderMAML",
+    "ImplicitMAML",
     "Learner",
+    "MAMLPlusPlus",
+    "MatchingNetwork",
+    "MetaSGD",
     "NearestNeighbour",
+    "ProtoNet",
+    "Reptile",
     "Result",
     "Stack",
     "TCBlock",

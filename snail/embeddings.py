@@ -15,13 +15,17 @@ class Conv4(nn.Module):
     """Four blocks of {3x3 convolution, batch norm, ReLU, 2x2 max pooling}, then a linear layer.
 
     The Omniglot embedding of the paper: 28x28 is pooled to 1x1x64 and mapped to 64. Whether the linear layer was
-    there is unclear from the paper, and ports differ; ``out_features=None`` leaves it out.
+    there is unclear from the paper, and ports differ; ``out_features=None`` leaves it out. MAML's own network on
+    Omniglot (Finn et al., 2017, section 5.2) has strides in the place of pooling: ``strided=True``; it is a quarter of
+    the work.
 
     Args:
         in_channels: 1 for grey, 3 for colour.
         filters: Channels of every block.
         image_size: Height and width of the images in pixels, at least 16.
         out_features: Width of the linear layer; ``None`` for none.
+        strided: Whether convolutions halve the image by a stride of 2 instead of pooling; what is left of it after
+            four of them is averaged.
 
     Shape:
         ``(b, in_channels, image_size, image_size) -> (b, out_channels)``.
@@ -31,7 +35,13 @@ class Conv4(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 1, *, filters: int = 64, image_size: int = 28, out_features: int | None = 64
+        self,
+        in_channels: int = 1,
+        *,
+        filters: int = 64,
+        image_size: int = 28,
+        out_features: int | None = 64,
+        strided: bool = False,
     ) -> None:
         super().__init__()
         side = image_size // 16
@@ -42,12 +52,17 @@ class Conv4(nn.Module):
         layers: list[nn.Module] = []
         for width in (in_channels, filters, filters, filters):
             layers += [
-                nn.Conv2d(width, filters, 3, padding=1),
+                nn.Conv2d(width, filters, 3, stride=2 if strided else 1, padding=1),
                 nn.BatchNorm2d(filters),
                 nn.ReLU(),
-                nn.MaxPool2d(2),
             ]
+            if not strided:
+                layers.append(nn.MaxPool2d(2))
+        if strided:
+            layers.append(nn.AdaptiveAvgPool2d(1))
+            side = 1
         self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.description = f"Conv-4 of {filters}, {'strided' if strided else 'max-pooled'}"
         features = filters * side * side
         self.head = nn.Identity() if out_features is None else nn.Linear(features, out_features)
         self.out_channels = features if out_features is None else out_features

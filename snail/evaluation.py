@@ -1,6 +1,7 @@
 """How episodes are scored. There is one evaluation, and this is it.
 
-Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``m`` images of a pool, ``c`` channels of an embedding.
+Axes: ``v`` variant of an answer, ``b`` episode, ``s`` support items, ``q`` query items, ``m`` images of a pool, ``c``
+channels of an embedding.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import math
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,68 @@ from torch import Tensor
 from .episodes import Episode
 from .learner import EmbeddingLearner, Learner
 
-__all__ = ["Result", "Scorer", "as_parameters", "describe", "evaluate", "hardware"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Result",
+    "Scorer",
+    "Scoring",
+    "as_parameters",
+    "describe",
+    "evaluate",
+    "evaluate_each",
+    "hardware",
+    "metric_in",
+]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What episodes are scored by: all that differs between one such measure and another is said here.
+
+    Attributes:
+        name: In records and logs.
+        title: For people.
+        higher_is_better: Whether more of it is better.
+        scale: What a score is multiplied by before it is kept.
+        digits: Digits behind the point.
+        unit: What stands behind a figure.
+        tag: What stands behind the unit where nothing near it says which metric it is.
+        ends: The least and the most that is possible; ``None`` if there is no most.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    scale: float
+    digits: int
+    unit: str
+    tag: str
+    ends: tuple[float, float] | None
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether ``one`` is better than ``other``; anything is better than what is not a number."""
+        return math.isnan(other) or (one > other if self.higher_is_better else one < other)
+
+    def text(self, *figures: float | None) -> str:
+        """A figure, or a mean and half of its interval, such as ``90.00 ± 1.00 %``; ``?`` for what is not known."""
+        shown = ("?" if figure is None else f"{figure:.{self.digits}f}" for figure in figures)
+        return " ± ".join(shown) + self.unit
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", True, 100, 2, " %", "", (0, 100)),
+        Metric("mse", "mean squared error", False, 1, 3, "", " MSE", None),
+    )
+}
+"""The metrics by name."""
+
+
+def metric_in(names: Container[str], prefix: str = "") -> Metric | None:
+    """The metric that is among the names of a record, or behind ``val/`` among those that were logged."""
+    return next((metric for metric in METRICS.values() if prefix + metric.name in names), None)
 
 
 class ImagePool(Protocol):
@@ -36,67 +98,84 @@ class ImagePool(Protocol):
         ...
 
 
-def as_parameters(items: Tensor, learner: Learner) -> Tensor:
-    """Floating items in the dtype of the learner's parameters; other items, or without parameters, as they are."""
+def as_parameters(numbers: Tensor, learner: Learner) -> Tensor:
+    """Floating numbers in the dtype of the learner's parameters; others, or without parameters, as they are."""
     parameter = next(learner.parameters(), None)
-    return items if parameter is None or not items.is_floating_point() else items.to(parameter.dtype)
+    return numbers if parameter is None or not numbers.is_floating_point() else numbers.to(parameter.dtype)
 
 
 @runtime_checkable
-class PooledEpisodes(Protocol):
-    """Episodes of indices into a pool of images, with what identifies them."""
-
-    facts: dict[str, Any]
+class KnownEpisodes(Protocol):
+    """Episodes with what identifies them."""
 
     @property
-    def images(self) -> ImagePool:
-        """The pool."""
+    def facts(self) -> dict[str, Any]:
+        """What identifies them in a result."""
         ...
 
     @property
-    def index_batches(self) -> Iterable[Episode]:
-        """Batches of episodes whose items are indices into the pool."""
+    def images(self) -> ImagePool | None:
+        """The pool that items are indices into; ``None`` if the episodes carry their items themselves."""
+        ...
+
+    @property
+    def drawn(self) -> Iterable[Episode]:
+        """Batches of the episodes, indices left as they are."""
         ...
 
 
 @dataclass(frozen=True)
 class Result:
-    """The accuracy of a learner on E episodes, with what is needed to get it again.
+    """The score of a learner on E episodes, with what is needed to get it again.
 
     Attributes:
-        accuracy: Mean over the episodes of the episode's accuracy, in percent.
-        ci95: Half of the 95 % interval, 1.96 s / sqrt(E), s with E - 1, in percent.
+        mean: Mean over the episodes of the episode's accuracy, in percent; or of its mean squared error.
+        ci95: Half of the 95 % interval, 1.96 s / sqrt(E), s with E - 1, in the same unit.
         episodes: Number of episodes E.
         facts: Data set, split and its hash, ways, shots, queries, seed, learner, batch-norm mode, versions, device,
             seconds and whatever else was known.
+        metric: ``accuracy``, or ``mse`` for regression.
     """
 
-    accuracy: float
+    mean: float
     ci95: float
     episodes: int
     facts: dict[str, Any] = field(default_factory=dict)
+    metric: str = "accuracy"
 
     @classmethod
-    def of(cls, accuracies: Tensor, **facts: Any) -> Result:
-        """From the accuracy of each episode, ``(E,)`` in [0, 1]. One episode has no interval: it is NaN.
+    def of(cls, scores: Tensor, *, metric: str = "accuracy", **facts: Any) -> Result:
+        """From the score of each episode, ``(E,)``, accuracies in [0, 1]. One episode has no interval: it is NaN.
 
         Raises:
             ValueError: If there is no episode.
         """
-        count = accuracies.numel()
+        count = scores.numel()
         if count == 0:
             raise ValueError("there is no episode to score")
-        percent = accuracies.double() * 100
-        half = 1.96 * float(percent.std(correction=1)) / math.sqrt(count) if count > 1 else math.nan
-        return cls(float(percent.mean()), half, count, facts)
+        scaled = scores.double() * METRICS[metric].scale
+        half = 1.96 * float(scaled.std(correction=1)) / math.sqrt(count) if count > 1 else math.nan
+        return cls(float(scaled.mean()), half, count, facts, metric)
+
+    @property
+    def accuracy(self) -> float:
+        """The mean accuracy in percent.
+
+        Raises:
+            AttributeError: If this is a result of regression.
+        """
+        if self.metric != "accuracy":
+            raise AttributeError(f"a result of regression has no accuracy ({self}); read its mean")
+        return self.mean
 
     def record(self) -> dict[str, Any]:
         """A flat dictionary, as stored in ``results.json``; an interval that is NaN is ``None`` there."""
         interval = None if math.isnan(self.ci95) else self.ci95
-        return {**self.facts, "episodes": self.episodes, "accuracy": self.accuracy, "ci95": interval}
+        return {**self.facts, "episodes": self.episodes, self.metric: self.mean, "ci95": interval}
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.2f} ± {self.ci95:.2f} %"
+        metric = METRICS[self.metric]
+        return metric.text(self.mean, self.ci95) + metric.tag
 
 
 class Scorer:
@@ -115,28 +194,35 @@ class Scorer:
         self._embedded: Tensor | None = None
 
     def __call__(self, episode: Episode) -> Tensor:
-        """The accuracy of each episode of a batch, ``(b,)`` in [0, 1].
+        """The score of each variant of the learner's answer on each episode of a batch, ``(v, b)``.
+
+        Returns:
+            Accuracies in [0, 1]; for regression squared errors, averaged over queries and output dimensions.
 
         Raises:
-            ValueError: If the episodes are of regression.
+            ValueError: If the learner's answers are not of the shape that is due.
         """
-        if episode.ways is None:
-            raise ValueError("episodes of regression (ways=None) have no accuracy")
         support_x, support_y, query_x = episode.support_x, episode.support_y, episode.query_x
         if self.pool is not None and isinstance(self.learner, EmbeddingLearner) and not self.learner.transductive:
             if self._embedded is None:
                 self._embedded = self._embed(self.pool, self.learner, support_x.device)
-            answer = self.learner.answer(self._embedded[support_x], support_y, self._embedded[query_x])
+            answers = self.learner.answer(self._embedded[support_x], support_y, self._embedded[query_x]).unsqueeze(0)
         else:
             if self.pool is not None:
                 support_x, query_x = self.pool.take(support_x), self.pool.take(query_x)
-            support_x, query_x = (as_parameters(x, self.learner) for x in (support_x, query_x))
-            answer = self.learner(support_x, support_y, query_x)
-        return (
-            (answer.argmax(-1) == episode.query_y)
-            .to(torch.float32 if answer.device.type == "mps" else torch.float64)
-            .mean(-1)
-        )
+            given = (as_parameters(x, self.learner) for x in (support_x, support_y, query_x))
+            answers = self.learner.answers(*given)
+        regression = episode.ways is None
+        due = (len(self.learner.variants), *episode.query_y.shape)
+        if (answers.shape if regression else answers.shape[:-1]) != due:
+            raise ValueError(
+                f"{type(self.learner).__name__} answers with shape {tuple(answers.shape)}, but "
+                f"{due if regression else (*due, episode.ways)} is due for {len(episode)} episodes"
+            )
+        precise = torch.float32 if answers.device.type == "mps" else torch.float64
+        if regression:
+            return (answers.to(precise) - episode.query_y.to(precise)).square().mean((-1, -2))
+        return (answers.argmax(-1) == episode.query_y).to(precise).mean(-1)
 
     @torch.no_grad()
     def _embed(self, pool: ImagePool, learner: EmbeddingLearner, device: torch.device) -> Tensor:
@@ -146,12 +232,51 @@ class Scorer:
         return torch.cat([learner.embedding(as_parameters(pool.take(indices), learner)) for indices in some])
 
 
-def evaluate(
-    learner: Learner,
-    episodes: Iterable[Episode] | PooledEpisodes,
-    **facts: Any,
-) -> Result:
-    """Score a learner on classification episodes, on the device where the learner is.
+class Scoring:
+    """The scores of a setting as its batches come in, and the results that they end in.
+
+    Args:
+        scorer: Scores; several settings may share it.
+        known: Facts to keep in the results.
+    """
+
+    def __init__(self, scorer: Scorer, known: Mapping[str, Any]) -> None:
+        self.scorer = scorer
+        self.known = known
+        self._metric = "accuracy"
+        self._scores: list[Tensor] = []
+        self._seconds = 0.0
+
+    def add(self, episode: Episode) -> None:
+        """Score a batch of episodes."""
+        start = time.perf_counter()
+        self._metric = "mse" if episode.ways is None else "accuracy"
+        self._scores.append(self.scorer(episode))
+        self._seconds += time.perf_counter() - start
+
+    def results(self, device: torch.device | str, **facts: Any) -> list[Result]:
+        """One result for each variant of the learner's answer.
+
+        Args:
+            device: Where the learner was, to be kept among the facts.
+            **facts: Anything else to keep; it stands over what is known.
+
+        Raises:
+            ValueError: If no episode was scored.
+        """
+        start = time.perf_counter()
+        learner = self.scorer.learner
+        scores = torch.cat(self._scores, dim=1).cpu() if self._scores else torch.empty(len(learner.variants), 0)
+        seconds = round(self._seconds + time.perf_counter() - start, 3)  # a device may have been still at work
+        facts = {**self.known, **describe(learner, device), "seconds": seconds, **facts}
+        return [
+            Result.of(one, metric=self._metric, **(variant | facts))
+            for one, variant in zip(scores, learner.variants, strict=True)
+        ]
+
+
+def evaluate(learner: Learner, episodes: Iterable[Episode] | KnownEpisodes, **facts: Any) -> Result:
+    """Score a learner on episodes, on the device where the learner is.
 
     Args:
         learner: Any learner; its mode is put back afterwards.
@@ -159,25 +284,29 @@ def evaluate(
         **facts: Anything else to keep in the result.
 
     Returns:
-        The mean accuracy over episodes with its 95 % interval.
+        The mean over episodes of the accuracy, or for regression of the squared error, with its 95 % interval.
 
     Raises:
-        ValueError: If there is no episode, or one of regression.
+        ValueError: If there is no episode, or the learner's answers are not of the shape that is due.
     """
+    return evaluate_each(learner, episodes, **facts)[-1]
+
+
+def evaluate_each(learner: Learner, episodes: Iterable[Episode] | KnownEpisodes, **facts: Any) -> list[Result]:
+    """``evaluate`` with a result for each of ``learner.variants``, such as one for each number of inner steps."""
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     pool: ImagePool | None = None
     batches: Iterable[Episode]
     known: dict[str, Any] = {}
-    if isinstance(episodes, PooledEpisodes):
-        pool, batches, known = episodes.images, episodes.index_batches, dict(episodes.facts)
+    if isinstance(episodes, KnownEpisodes):
+        pool, batches, known = episodes.images, episodes.drawn, episodes.facts
     else:
         batches = episodes
-    start = time.perf_counter()
+    scoring = Scoring(Scorer(learner, pool), known)
     with _evaluation_mode(learner), torch.no_grad():
-        scorer = Scorer(learner, pool)
-        accuracies = [scorer(batch.to(device)).cpu() for batch in batches]
-    known |= describe(learner, device) | {"seconds": round(time.perf_counter() - start, 3)} | facts
-    return Result.of(torch.cat(accuracies) if accuracies else torch.empty(0), **known)
+        for batch in batches:
+            scoring.add(batch.to(device))
+    return scoring.results(device, **facts)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``c`` c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .episodes import Episode
 
-__all__ = ["EmbeddingLearner", "Learner", "answer_loss"]
+__all__ = ["EmbeddingLearner", "Learner", "answer_loss", "precise"]
 
 
 class Learner(nn.Module, ABC):
@@ -26,6 +27,11 @@ class Learner(nn.Module, ABC):
     transductive: bool = False
     """Whether one query's answer depends on the other queries of its episode."""
 
+    half_precision: bool = True
+    """Whether it keeps its accuracy where most of it is computed in half precision."""
+    needs_training: bool = True
+    """Whether it has to be trained before it is worth scoring."""
+
     @property
     def batch_norm(self) -> str:
         """How batch norm is used when episodes are scored, as printed beside every result."""
@@ -35,6 +41,11 @@ class Learner(nn.Module, ABC):
     def note(self) -> str:
         """What results say beside the learner's name, such as an addition to its training; usually nothing."""
         return ""
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """Facts of each answer that is scored, such as the number of inner steps; the last is that of ``forward``."""
+        return [{}]
 
     @abstractmethod
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
@@ -49,12 +60,22 @@ class Learner(nn.Module, ABC):
             Logits ``(b, q, n)``, or values ``(b, q, d)`` for regression.
         """
 
+    def answers(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """One answer for each of ``variants``, ``(v, b, q, n)``; the arguments are those of ``forward``."""
+        answer: Tensor = self(support_x, support_y, query_x)
+        return answer.unsqueeze(0)
+
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise on a batch of episodes, and what is worth logging beside it.
 
         By default the mean over all queries of the cross-entropy (of the squared error for regression).
         """
         return answer_loss(self(episode.support_x, episode.support_y, episode.query_x), episode)
+
+
+def precise(numbers: Tensor) -> Tensor:
+    """In single precision at least: a sum of many numbers in half precision loses too much."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def answer_loss(answer: Tensor, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,10 +89,9 @@ def answer_loss(answer: Tensor, episode: Episode) -> tuple[Tensor, dict[str, Ten
         The mean over all queries of the cross-entropy (of the squared error for regression), and for classification
         the accuracy in [0, 1].
     """
-    precise = answer.to(torch.promote_types(answer.dtype, torch.float32))  # a sum in half precision loses too much
     if episode.ways is None:
-        return F.mse_loss(precise, episode.query_y), {}
-    loss = F.cross_entropy(precise.flatten(0, 1), episode.query_y.flatten().long())
+        return F.mse_loss(precise(answer), episode.query_y), {}
+    loss = F.cross_entropy(precise(answer).flatten(0, 1), episode.query_y.flatten().long())
     return loss, {"accuracy": (answer.detach().argmax(-1) == episode.query_y).float().mean()}
 
 

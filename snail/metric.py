@@ -1,17 +1,19 @@
-"""Learners that compare: the floor that anything which learns has to beat.
+"""Learners that compare a query's embedding with those of the support: the baselines that nobody should skip.
 
 Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``c`` channels of an embedding.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .learner import EmbeddingLearner
+from .learner import EmbeddingLearner, precise
 
-__all__ = ["NearestNeighbour", "prototype_logits"]
+__all__ = ["MatchingNetwork", "NearestNeighbour", "ProtoNet", "prototype_logits"]
 
 
 def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
@@ -31,6 +33,66 @@ def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: in
     return -(query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
 
 
+class ProtoNet(EmbeddingLearner):
+    """Prototypical network (Snell et al., 2017): a query belongs to the class whose mean embedding is nearest.
+
+    Distances are squared Euclidean ones, as in the paper (section 2.3); with the plain distance accuracy is lower.
+    Nothing depends on the number of ways, so it may be trained on more ways than it is scored on, which helps.
+
+    Args:
+        embedding: Any module from ``(items, *item)`` to ``(items, c)``.
+
+    Shape:
+        ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, n one more than the largest label in the support.
+    """
+
+    def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        """See ``EmbeddingLearner.answer``."""
+        return prototype_logits(precise(support), support_y, precise(query), _ways(support_y))
+
+
+class MatchingNetwork(EmbeddingLearner):
+    """Matching network (Vinyals et al., 2016, equation 1): a query's label is a weighted mean of the support's.
+
+    The weights are a softmax over the support of how alike the embeddings are. The paper's full-context embeddings
+    (an LSTM over the support) are not included. Nothing depends on the number of ways.
+
+    Args:
+        embedding: Any module from ``(items, *item)`` to ``(items, c)``.
+        similarity: ``cosine``, as in the paper; or ``euclidean``, minus the squared distance, with which others found
+            the paper's Omniglot figures easier to reach.
+
+    Shape:
+        ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, logarithms of probabilities, n one more than the largest
+        label in the support.
+
+    Raises:
+        ValueError: If ``similarity`` is another word.
+    """
+
+    def __init__(self, embedding: nn.Module, *, similarity: Literal["cosine", "euclidean"] = "cosine") -> None:
+        super().__init__(embedding)
+        if similarity not in ("cosine", "euclidean"):
+            raise ValueError(f"similarity is {similarity!r}; choose cosine or euclidean")
+        self.similarity = similarity
+
+    @property
+    def note(self) -> str:
+        """See ``Learner.note``; it tells of a similarity other than the paper's."""
+        return "" if self.similarity == "cosine" else self.similarity
+
+    def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        """See ``EmbeddingLearner.answer``."""
+        support, query = precise(support), precise(query)
+        if self.similarity == "cosine":
+            alike = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).transpose(1, 2)  # (b, q, s)
+        else:
+            alike = -_distances(query, support).square()
+        other_class = ~F.one_hot(support_y.long(), _ways(support_y)).bool().unsqueeze(1)  # (b, 1, s, n)
+        weights = alike.log_softmax(-1).unsqueeze(-1)
+        return weights.masked_fill(other_class, -torch.inf).logsumexp(2)
+
+
 class NearestNeighbour(EmbeddingLearner):
     """Answers with the label of the nearest support item. It has nothing to learn.
 
@@ -43,15 +105,25 @@ class NearestNeighbour(EmbeddingLearner):
         minus infinity for a class without one.
     """
 
+    needs_training = False
+
     def __init__(self, ways: int, embedding: nn.Module | None = None) -> None:
         super().__init__(nn.Flatten() if embedding is None else embedding)
         self.ways = ways
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
-        # Differences squared, not a matrix product: exact, and the same however many queries there are.
-        distance = torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist").unsqueeze(
-            -1
-        )  # (b, q, s, 1)
+        distance = _distances(query, support).unsqueeze(-1)  # (b, q, s, 1)
         other_class = ~F.one_hot(support_y.long(), self.ways).bool().unsqueeze(1)  # (b, 1, s, n)
         return -distance.masked_fill(other_class, float("inf")).amin(dim=2)
+
+
+def _distances(query: Tensor, support: Tensor) -> Tensor:
+    """``(b, q, c)`` against ``(b, s, c)``: ``(b, q, s)``."""
+    # Differences squared, not a matrix product: exact, and the same however many queries there are.
+    return torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _ways(support_y: Tensor) -> int:
+    """How many classes there are: every class has an example in the support, so the largest label tells."""
+    return int(support_y.max()) + 1

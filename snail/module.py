@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .episodes import Episode
-from .evaluation import Result, Scorer, as_parameters, describe
+from .evaluation import Result, Scorer, Scoring, as_parameters
 from .learner import Learner
 
 __all__ = ["FewShot"]
@@ -30,7 +29,8 @@ class FewShot(LightningModule):
     Args:
         learner: What is trained.
         optimizer: Optimiser of all parameters, with its learning rate; Adam as in the paper, which gives no rate.
-        schedule: How the optimiser's learning rate moves: ``cosine`` to zero over the run, or ``constant``.
+        schedule: How the optimiser's learning rate moves: ``cosine`` or ``linear`` to zero over the run, or
+            ``constant``.
         warmup: Optimiser steps over which the learning rate first rises from zero.
     """
 
@@ -38,7 +38,7 @@ class FewShot(LightningModule):
         self,
         learner: Learner,
         optimizer: Callable[[Iterable[Tensor]], Optimizer] = torch.optim.Adam,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Literal["cosine", "linear", "constant"] = "cosine",
         warmup: int = 100,
     ) -> None:
         super().__init__()
@@ -49,9 +49,7 @@ class FewShot(LightningModule):
         self.schedule = schedule
         self.warmup = warmup
         self.results: list[Result] = []
-        self._scorers: dict[int, Scorer] = {}
-        self._scores: dict[int, list[Tensor]] = {}
-        self._seconds: dict[int, float] = {}
+        self._scorings: dict[int, Scoring] = {}
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """The learner's answer; see ``Learner.forward``."""
@@ -79,6 +77,8 @@ class FewShot(LightningModule):
             rise = min(1.0, (step + 1) / (self.warmup + 1))
             if self.schedule == "constant" or not math.isfinite(steps):
                 return rise
+            if self.schedule == "linear":
+                return rise * (1 - min(1.0, step / max(1, steps)))
             return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -88,11 +88,11 @@ class FewShot(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the epoch before."""
-        self._start_scoring()
+        self._scorings = {}
 
     def on_test_epoch_start(self) -> None:
         """Forget the scores of the epoch before."""
-        self._start_scoring()
+        self._scorings = {}
 
     def validation_step(self, batch: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of episodes."""
@@ -103,39 +103,35 @@ class FewShot(LightningModule):
         self._score(batch, dataloader_idx, self.trainer.test_dataloaders)
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/accuracy``, the mean over the settings, and each setting's own."""
-        self.results = self._finish_scoring(self.trainer.val_dataloaders)
-        for result in self.results:
+        """Log ``val/accuracy`` (``val/mse`` for regression), the mean over the settings, and each setting's own.
+
+        Of a learner whose answer is scored in variants the last one counts.
+        """
+        last = [results[-1] for results in self._finish_scoring()]
+        name = f"val/{last[0].metric}"
+        for result in last:
             if "shots" in result.facts:
-                self.log(f"val/accuracy_{result.facts['shots']}shot", result.accuracy)
-        self.log("val/accuracy", sum(r.accuracy for r in self.results) / len(self.results), prog_bar=True)
+                self.log(f"{name}_{result.facts['shots']}shot", result.mean)
+        self.log(name, sum(result.mean for result in last) / len(last), prog_bar=True)
 
     def on_test_epoch_end(self) -> None:
         """Keep the results of all settings in ``self.results``."""
-        self.results = self._finish_scoring(self.trainer.test_dataloaders)
-
-    def _start_scoring(self) -> None:
-        self._scorers, self._scores, self._seconds = {}, {}, {}
+        self._finish_scoring()
 
     def _score(self, batch: Episode, setting: int, loaders: Any) -> None:
-        start = time.perf_counter()
-        if setting not in self._scorers:
+        if setting not in self._scorings:
             episodes = getattr(_nth(loaders, setting), "episodes", None)
-            pool = None if episodes is None else episodes.images
-            same = (s for s in self._scorers.values() if s.pool is pool and pool is not None)
-            self._scorers[setting] = next(same, None) or Scorer(self.learner, pool)
-        self._scores.setdefault(setting, []).append(self._scorers[setting](batch))
-        self._seconds[setting] = self._seconds.get(setting, 0.0) + time.perf_counter() - start
+            pool, known = (None, {}) if episodes is None else (episodes.images, episodes.facts)
+            same = (s.scorer for s in self._scorings.values() if s.scorer.pool is pool and pool is not None)
+            self._scorings[setting] = Scoring(next(same, None) or Scorer(self.learner, pool), known)
+        self._scorings[setting].add(batch)
 
-    def _finish_scoring(self, loaders: Any) -> list[Result]:
-        results = []
-        for setting, scores in sorted(self._scores.items()):
-            episodes = getattr(_nth(loaders, setting), "episodes", None)
-            known = dict(episodes.facts) if episodes is not None else {}
-            known |= describe(self.learner, self.device) | {"seconds": round(self._seconds[setting], 3)}
-            results.append(Result.of(torch.cat(scores).cpu(), **known))
-        self._start_scoring()  # embeddings of the pool are not kept through training
-        return results
+    def _finish_scoring(self) -> list[list[Result]]:
+        """The results of each setting, which are also kept in ``self.results``, one after the other."""
+        found = [scoring.results(self.device) for _, scoring in sorted(self._scorings.items())]
+        self.results = [result for results in found for result in results]
+        self._scorings = {}  # embeddings of the pool are not kept through training
+        return found
 
     # -- what else a run needs to go on exactly where it was ---------------------------------------------------
 

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .evaluation import METRICS, Metric, metric_in
 from .files import replacing
 
-__all__ = ["learner_label", "merge_results", "read_results", "results_table"]
+__all__ = ["learner_label", "merge_results", "read_results", "record_text", "results_table"]
 
 IDENTITY = (
     "dataset",
     "split",
     "split_hash",
     "learner",
+    "network",
+    "inner_steps",
     "note",
     "checkpoint",
     "batch_norm",
@@ -50,6 +53,8 @@ def read_results(paths: Iterable[Path], *, must_exist: bool = False) -> list[dic
             raise ValueError(f"{path} does not hold a list of results; move it away and run again")
         if missing := [key for record in found for key in NEEDED if key not in record]:
             raise ValueError(f"{path} has a record without {missing[0]!r}; move it away and run again")
+        if any(metric_in(record) is None for record in found):
+            raise ValueError(f"{path} has a record without any of {', '.join(METRICS)}; move it away and run again")
         records += found
     return records
 
@@ -75,8 +80,8 @@ def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(json.dumps(record.get(key)) for key in IDENTITY)
 
 
-NEEDED = ("dataset", "split", "learner", "ways", "shots", "episodes", "accuracy", "ci95", "batch_norm")
-"""What every record has."""
+NEEDED = ("dataset", "split", "learner", "shots", "episodes", "ci95", "batch_norm")
+"""What every record has, beside one of the metrics."""
 
 
 def learner_label(record: Mapping[str, Any]) -> str:
@@ -84,27 +89,51 @@ def learner_label(record: Mapping[str, Any]) -> str:
     return ", ".join(str(record[key]) for key in ("learner", "note") if record.get(key))
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+def record_text(record: Mapping[str, Any]) -> str:
+    """A record in a line, such as ``90.00 ± 1.00 %  SNAIL, 5-way 1-shot, glyphs seed0/test, 1,000 episodes``."""
+    metric = metric_in(record) or METRICS["accuracy"]
+    ways = "" if record.get("ways") is None else f"{record['ways']}-way "
+    steps = "" if record.get("inner_steps") is None else f"{record['inner_steps']} inner steps, "
+    return (
+        f"{metric.text(record[metric.name], record['ci95'])}{metric.tag}  {learner_label(record)}, "
+        f"{ways}{record['shots']}-shot, {steps}{record['dataset']} {record['split']}, {record['episodes']:,} episodes"
+    )
+
+
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def _told(key: str) -> Cell:
+    """What a record says under a key, or nothing."""
+    return lambda record: "" if record.get(key) is None else str(record[key])
+
+
+def _score(metric: Metric) -> Cell:
+    return lambda record: metric.text(record[metric.name], record["ci95"]) if metric.name in record else ""
+
+
+COLUMNS: dict[str, Cell] = {
     "learner": learner_label,
+    "network": _told("network"),
     "data": lambda r: f"{r['dataset']} {r['split']}",
-    "ways": lambda r: str(r["ways"]),
-    "shots": lambda r: str(r["shots"]),
-    "accuracy (95 % interval)": lambda r: (
-        f"{r['accuracy']:.2f} ± {'?' if r['ci95'] is None else format(r['ci95'], '.2f')} %"
-    ),
-    "paper": lambda r: r.get("published") or "",
+    "ways": _told("ways"),
+    "shots": _told("shots"),
+    "inner steps": _told("inner_steps"),
+    **{f"{metric.title} (95 % interval)": _score(metric) for metric in METRICS.values()},
+    "paper": _told("published"),
     "episodes": lambda r: f"{r['episodes']:,}",
-    "batch norm": lambda r: str(r["batch_norm"]),
+    "batch norm": _told("batch_norm"),
     "trained": lambda r: _trained(r.get("training", {})),
 }
+MARKDOWN_ONLY = ("network", "trained")  # a terminal is not that wide
 
 
 def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
     """Records as a table, a line each, in the order given; a column that is empty throughout is left out.
 
-    What training took is told in markdown only: a terminal is not that wide.
+    The network and what training took are told in markdown only.
     """
-    shown = {head: cell for head, cell in COLUMNS.items() if markdown or head != "trained"}
+    shown = {head: cell for head, cell in COLUMNS.items() if markdown or head not in MARKDOWN_ONLY}
     cells = [[head, *map(cell, records)] for head, cell in shown.items()] if (records := list(records)) else []
     rows = list(zip(*(column for column in cells if any(column[1:])), strict=True))
     if not rows:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Stack, TCBlock
 from .episodes import Episode
-from .learner import EmbeddingLearner, answer_loss
+from .learner import EmbeddingLearner, answer_loss, precise
 from .metric import prototype_logits
 from .sequences import serialize
 
@@ -80,7 +80,7 @@ class SNAIL(EmbeddingLearner):
             return super().loss(episode)
         support, query = self.embed(episode.support_x, episode.query_x)
         loss, logs = answer_loss(self.answer(support, episode.support_y, query), episode)
-        prototypes = prototype_logits(support.float(), episode.support_y, query.float(), self.ways)
+        prototypes = prototype_logits(precise(support), episode.support_y, precise(query), self.ways)
         prototype_loss, _ = answer_loss(prototypes, episode)
         return loss + self.prototype_loss * prototype_loss, logs | {"loss_at_last_position": loss.detach()}
 

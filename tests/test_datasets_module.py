@@ -9,12 +9,12 @@ import torch
 from test_datasets_omniglot_reader import NAMES
 
 from snail import NearestNeighbour, evaluate
-from snail.datasets import EpisodeData, Glyphs, Images, Omniglot, omniglot
+from snail.datasets import Glyphs, ImageData, Images, Omniglot, omniglot
 from snail.datasets.images import split_hash
 from snail.datasets.sampler import EpisodeSampler
 
 
-class Tiny(EpisodeData):
+class Tiny(ImageData):
     """Made-up images of 2x2 pixels, which notes what it is asked to load."""
 
     dataset = "tiny"

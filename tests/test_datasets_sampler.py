@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from snail import Episode
 from snail.datasets import Episodes, EpisodeSampler, Images
 from snail.datasets.images import split_hash
-from snail.datasets.sampler import IndexBatches, _distinct, choose_shots
-from snail.evaluation import PooledEpisodes
+from snail.datasets.sampler import DrawnBatches, _distinct, choose_shots
+from snail.evaluation import KnownEpisodes
 
 TENSORS = ("support_x", "support_y", "query_x", "query_y")
 
@@ -35,8 +35,10 @@ def sampler(images: Images | None = None, name: str = "made-up/train", **changed
 
 
 def episodes(**changed: Any) -> Episodes:
-    settings = {"dataset": "made-up", "split": "halves/test", "ways": 3, "shots": 2, "queries": 1, "seed": 4}
-    return Episodes.of(pool(), **{**settings, "count": 7, "batch_size": 3, **changed})
+    settings = {"name": "made-up/halves/test", "ways": 3, "shots": 2, "queries": 1, "seed": 4}
+    settings |= {"count": 7, "batch_size": 3} | changed
+    count, batch_size = settings.pop("count"), settings.pop("batch_size")
+    return Episodes(EpisodeSampler(pool(), **settings), count, pool(), batch_size)
 
 
 def same(one: Episode, other: Episode) -> bool:
@@ -353,8 +355,8 @@ def test_choose_shots_gives_a_single_choice() -> None:
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (2, 9, [2])])
 def test_episodes_come_in_batches_and_the_last_may_be_smaller(count: int, batch_size: int, sizes: list[int]) -> None:
     here = episodes(count=count, batch_size=batch_size)
-    assert [len(batch) for batch in here] == [len(batch) for batch in here.index_batches] == sizes
-    assert len(here) == len(here.index_batches) == len(sizes)
+    assert [len(batch) for batch in here] == [len(batch) for batch in here.drawn] == sizes
+    assert len(here) == len(here.drawn) == len(sizes)
 
 
 def test_episodes_iteration_equals_single_episodes() -> None:
@@ -366,19 +368,19 @@ def test_episodes_iteration_equals_single_episodes() -> None:
 
 
 def test_episodes_do_not_depend_on_the_batch_size() -> None:
-    ones, fives = list(episodes(batch_size=1).index_batches), list(episodes(batch_size=5).index_batches)
+    ones, fives = list(episodes(batch_size=1).drawn), list(episodes(batch_size=5).drawn)
     assert torch.equal(torch.cat([e.query_x for e in ones]), torch.cat([e.query_x for e in fives]))
 
 
 def test_episodes_are_the_same_each_time_around() -> None:
-    here = episodes().index_batches
+    here = episodes().drawn
     assert all(itertools.starmap(same, zip(here, here, strict=True)))
-    assert isinstance(here, IndexBatches)
+    assert isinstance(here, DrawnBatches)
 
 
 def test_episodes_items_are_the_images_at_the_indices() -> None:
     here = episodes()
-    for ready, indices in zip(here, here.index_batches, strict=True):
+    for ready, indices in zip(here, here.drawn, strict=True):
         spelled = (ready.support_x * 255).round().long() @ torch.tensor([256, 1])
         assert torch.equal(spelled.reshape(indices.support_x.shape), indices.support_x)
         assert ready.query_x.shape == (*indices.query_x.shape, 1, 1, 2)
@@ -410,11 +412,13 @@ def test_episodes_facts_identify_them() -> None:
     }
 
 
-@pytest.mark.parametrize("changed", [{"dataset": "other"}, {"split": "halves/val"}, {"seed": 5}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [{"name": "other/halves/test"}, {"name": "made-up/halves/val"}, {"seed": 5}], ids=str
+)
 def test_episodes_of_another_data_set_split_or_seed_are_others(changed: dict[str, Any]) -> None:
     assert not torch.equal(episodes()[0].support_x, episodes(**changed)[0].support_x)
 
 
-def test_episodes_are_what_evaluate_takes_for_a_pool() -> None:
-    assert isinstance(episodes(), PooledEpisodes)
-    assert not isinstance(list(episodes()), PooledEpisodes)
+def test_episodes_are_what_evaluate_takes_facts_and_pool_from() -> None:
+    assert isinstance(episodes(), KnownEpisodes)
+    assert not isinstance(list(episodes()), KnownEpisodes)

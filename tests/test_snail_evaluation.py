@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snail import SNAIL, Conv4, Episode, Learner, NearestNeighbour, Result, evaluate
-from snail.datasets import Episodes, Images
+from snail.datasets import Episodes, EpisodeSampler, Images
 from snail.datasets.images import split_hash
 
 
@@ -24,8 +24,11 @@ def noise(classes: int = 5, images: int = 6, size: int = 3) -> Images:
 
 
 def episodes(images: Images | None = None, **changed: Any) -> Episodes:
-    settings = {"dataset": "made-up", "split": "halves/test", "ways": 3, "shots": 2, "queries": 2, "seed": 4}
-    return Episodes.of(images or noise(), **{**settings, "count": 20, "batch_size": 8, **changed})
+    images = images or noise()
+    settings = {"name": "made-up/halves/test", "ways": 3, "shots": 2, "queries": 2, "seed": 4}
+    settings |= {"count": 20, "batch_size": 8} | changed
+    count, batch_size = settings.pop("count"), settings.pop("batch_size")
+    return Episodes(EpisodeSampler(images, **settings), count, images, batch_size)
 
 
 class Spoken(Learner):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from snail import SNAIL, Conv4, EmbeddingLearner, Episode, FewShot, Learner, NearestNeighbour, evaluate
-from snail.datasets import EpisodeData, Episodes, Images
+from snail.datasets import Episodes, ImageData, Images
 from snail.datasets.module import TrainingBatches
 
 pytestmark = [
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 
-class Tiny(EpisodeData):
+class Tiny(ImageData):
     """Made-up images of 16x16 pixels."""
 
     dataset = "tiny"

@@ -1,0 +1,151 @@
+"""Run one network for many tasks at once, each task with weights of its own.
+
+Any ``nn.Module`` goes in as it is. While it runs, a few of its operations mean something else: batch norm takes the
+statistics that the task calls for, and attention takes a path that can be differentiated twice.
+
+Axes: ``b`` task (an episode), ``i`` items of a task, ``c`` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Statistics", "batch_norm_layers", "run_tasks"]
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Mean and variance of each batch-norm layer, by the layer's name."""
+
+
+def batch_norm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch-norm layers of a network by name."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+def run_tasks(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    items: Tensor,
+    *,
+    shared: Mapping[str, Tensor] | None = None,
+    counted: int | None = None,
+    averages: Statistics | None = None,
+    find: bool = False,
+) -> tuple[Tensor, Statistics]:
+    """The network's output for each task, under the task's own weights.
+
+    Args:
+        network: Any module from ``(i, *item)`` to ``(i, *out)``. Its batch-norm layers must be in evaluation mode, so
+            that they change nothing in themselves.
+        weights: Parameters that differ from task to task, by name, each ``(b, *shape)``. What is not named is the
+            network's own, the same for all.
+        items: ``(b, i, *item)``.
+        shared: Parameters to use for all tasks in the place of the network's own.
+        counted: Batch norm takes the statistics of the first so many items of each task and normalises all by them; by
+            default of all.
+        averages: Statistics for batch norm to use in the place of the items' own.
+        find: Whether the statistics that batch norm finds are wanted.
+
+    Returns:
+        The output ``(b, i, *out)``, and with ``find`` the statistics that batch norm found, each ``(b, c)`` and without
+        a gradient; the variance is the unbiased one, as torch keeps it.
+
+    Raises:
+        ValueError: If batch norm has a single value a channel to take statistics of.
+    """
+
+    def one(own: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Statistics]:
+        share = 1.0 if counted is None else counted / len(x)
+        mode = _TaskOperations(network, share, averages, find)
+        with mode:
+            output = functional_call(network, {**(shared or {}), **own}, (x,))
+        return output, mode.found
+
+    # Fused attention has no second derivative; the plain path has.
+    with sdpa_kernel(SDPBackend.MATH):
+        if len(items) > 1:
+            outputs: tuple[Tensor, Statistics] = vmap(one, randomness="different")(dict(weights), items)
+            return outputs
+        output, found = one({name: weight[0] for name, weight in weights.items()}, items[0])
+        return output.unsqueeze(0), {name: (mean[None], var[None]) for name, (mean, var) in found.items()}
+
+
+class _TaskOperations(TorchFunctionMode):
+    """What some operations mean while a network runs for one task.
+
+    Batch norm is written here with its weights outside of the normalisation: with weights of each task inside,
+    ``vmap`` gives a second derivative that is silently wrong.
+    """
+
+    def __init__(self, network: nn.Module, share: float, averages: Statistics | None, find: bool) -> None:
+        super().__init__()
+        self.share = share  # of the items that statistics are taken of; they come first
+        self.averages = averages
+        self.find = find
+        self.found: Statistics = {}
+        # A layer is known by its buffer, which is what the operation is called with.
+        self.names = {id(layer.running_mean): name for name, layer in batch_norm_layers(network).items()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called in the place of every torch operation."""
+        kwargs = dict(kwargs or {})
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if func in (torch.Tensor.contiguous, torch.Tensor.to):  # vmap knows no other memory format than the plain one
+            kwargs.pop("memory_format", None)
+        if func is F.adaptive_avg_pool2d and args[1:] in ((1,), ((1, 1),)):  # slow under vmap, and the same as this
+            return args[0].mean((-2, -1), keepdim=True)
+        return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        name = None if running_mean is None else self.names.get(id(running_mean))
+        along_channels = (1, -1) + (1,) * (input.ndim - 2)
+        if self.averages is not None:
+            if name is None or name not in self.averages:
+                raise ValueError(
+                    "batch norm called as a function keeps no averages; take batch_norm='inductive', or make it a layer"
+                )
+            mean, var = self.averages[name]
+            normal = (input - mean.view(along_channels)) * torch.rsqrt(var + eps).view(along_channels)
+        else:
+            normal = self._by_own_statistics(input, name, along_channels, eps)
+        if weight is not None:
+            normal = normal * weight.view(along_channels)
+        return normal if bias is None else normal + bias.view(along_channels)
+
+    def _by_own_statistics(
+        self, input: Tensor, name: str | None, along_channels: tuple[int, ...], eps: float
+    ) -> Tensor:
+        counted = input[: round(self.share * len(input))]
+        values = counted.numel() // counted.shape[1]
+        if values < 2:
+            raise ValueError(
+                f"batch norm has {values} value a channel in a support of {len(counted)} item, of which there are no "
+                f"statistics; give more shots or ways, or take batch_norm='running'"
+            )
+        if len(counted) == len(input) and not self.find:
+            return F.batch_norm(input, None, None, None, None, True, 0.0, eps)
+        var, mean = torch.var_mean(counted, [0, *range(2, input.ndim)], correction=0)
+        if self.find and name is not None:
+            self.found[name] = mean.detach(), var.detach() * (values / (values - 1))
+        return (input - mean.view(along_channels)) * torch.rsqrt(var + eps).view(along_channels)
