@@ -29,7 +29,7 @@ class EpisodeData(LightningDataModule, ABC):
         steps_per_epoch: Optimiser steps between two validations.
         eval_shots: Numbers of examples of a class (of a task) that are scored, each by itself.
         eval_queries: Queries of each class (of each task) in a scored episode.
-        val_episodes: Validation episodes a number of shots.
+        val_episodes: Validation episodes a number of shots; 0: no validation, the last weights are the outcome.
         test_episodes: Test episodes a number of shots; 10,000 if not given, 1,000 on the built-in data.
         seed: Seed of all episodes.
     """
@@ -74,6 +74,11 @@ class EpisodeData(LightningDataModule, ABC):
             "test": self.default_test_episodes if test_episodes is None else test_episodes,
         }
         self.seed = seed
+
+    @property
+    def trained_on(self) -> str:
+        """What results say of the classes that were trained on, where it is not the training classes alone."""
+        return ""
 
     # -- what a source of episodes adds ------------------------------------------------------------------------
 
@@ -145,8 +150,9 @@ class EpisodeData(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> list[DrawnBatches]:
-        """One loader for each number of shots."""
-        return [self.episodes("val", shots=shots).drawn for shots in self.eval_shots]
+        """One loader for each number of shots; none where there is no validation."""
+        shots = self.eval_shots if self.eval_episodes["val"] else ()
+        return [self.episodes("val", shots=k).drawn for k in shots]
 
     def test_dataloader(self) -> list[DrawnBatches]:
         """One loader for each number of shots."""

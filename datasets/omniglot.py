@@ -42,10 +42,17 @@ class Omniglot(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if train_on_validation:
+            self.eval_episodes["val"] = 0
         self.root = Path(root).expanduser()
         self.split = split
         self.rotations = rotations
         self.train_on_validation = train_on_validation
+
+    @property
+    def trained_on(self) -> str:
+        """See ``EpisodeData.trained_on``."""
+        return "training and validation characters" if self.train_on_validation else ""
 
     @cached_property
     def _drawings(self) -> tuple[list[str], np.ndarray]:

@@ -35,7 +35,7 @@ class Sinusoid(EpisodeData):
         steps_per_epoch: Optimiser steps between two validations.
         eval_shots: Numbers of points shown that are scored, each by itself.
         eval_queries: Query points of each scored wave.
-        val_episodes: Waves that are validated on.
+        val_episodes: Waves that are validated on; 0: no validation.
         test_episodes: Waves that are tested on.
         seed: Seed of all episodes.
     """

@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from pydoc import locate
 
 import yaml
 
 from snail.results import read_results, record_text, results_table
 
-from .published import published
+from .published import with_published
 
 __all__ = ["main"]
 
@@ -64,6 +65,9 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         print(f"interrupted{how}", file=sys.stderr)
         return 143 if terminated else 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
+        sys.stdout = None  # so that nothing is flushed into the pipe at the end
+        return 141
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -128,10 +132,6 @@ def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
         linked = content.get(LINKED_KEY, {})
         SnailCLI([command, *rest], name=config.get("name", name), checkpoint=checkpoint, linked=linked)
         return
-    if command != "fit":
-        raise ValueError(
-            f"`snail {command}` needs --ckpt_path RUN: a run's folder, such as {RUNS / name}, or a checkpoint"
-        )
     SnailCLI([command, *rest], name=name)
 
 
@@ -184,10 +184,16 @@ def list_configs() -> str:
     lines = []
     for path in _shipped_configs():
         head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-        lines += [path.stem, *(f"    {line}" for line in head), f"    snail fit --config {path.stem}"]
+        command = "fit" if _needs_training(path) else "test"
+        lines += [path.stem, *(f"    {line}" for line in head), f"    snail {command} --config {path.stem}"]
         for record in read_results([SHIPPED / "results" / path.stem / "results.json"]):
             lines.append(f"    gave {record_text(record)}")
     return "\n".join(lines)
+
+
+def _needs_training(config: Path) -> bool:
+    learner = yaml.safe_load(config.read_text()).get("model", {}).get("learner", {}).get("class_path")
+    return learner is None or getattr(locate(learner), "needs_training", True)
 
 
 def list_results(argv: Sequence[str]) -> str:
@@ -200,8 +206,7 @@ def list_results(argv: Sequence[str]) -> str:
         raise ValueError(f"there is no option {unknown[0]}; it is snail results [--markdown] [RUN ...]")
     paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/results.json"))
     records = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
-    records = [record | {"published": published(record)} for record in records]
-    return results_table(records, markdown="--markdown" in argv)
+    return results_table(map(with_published, records), markdown="--markdown" in argv)
 
 
 def _one_sentence(error: Exception) -> str:

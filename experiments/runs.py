@@ -242,7 +242,7 @@ def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint tells about its training, for results: steps, seconds, hardware."""
     state = checkpoint.get("callbacks", {}).get(KeepCheckpoints.__qualname__, {})
     facts = {"steps": checkpoint.get("global_step"), "seconds": state.get("seconds"), "hardware": state.get("hardware")}
-    return {"training": {key: value for key, value in facts.items() if value is not None}}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 class KeepConfig(Callback):
@@ -258,6 +258,11 @@ class KeepConfig(Callback):
         self.run = run
         self.text = text
         self.linked = linked
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` at once where nothing is trained."""
+        if stage != "fit":
+            self.on_train_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``config.yaml`` once all that is restored fits."""

@@ -141,13 +141,15 @@ class SnailCLI(LightningCLI):
         """Take the levers that change no result."""
         if self.options.keep_memory:
             keep_memory()
-        if self.options.trainer.precision is None and bf16_is_fast(str(self.options.trainer.accelerator)):
-            self.options.trainer.precision = "bf16-mixed"
+        learner = cast(Any, locate(self.options.model.learner.class_path))
+        trainer, keeps_accuracy = self.options.trainer, getattr(learner, "half_precision", True)
+        if trainer.precision is None and keeps_accuracy and bf16_is_fast(str(trainer.accelerator)):
+            trainer.precision = "bf16-mixed"
         if self.options.ckpt_path is not None:
             raise ValueError(
                 f"ckpt_path {str(self.options.ckpt_path)!r} stands in a config; give --ckpt_path as an option"
             )
-        self._check_regression()
+        self._check_learner(learner)
         learner, data = self.options.model.learner.init_args, self.options.data.init_args
         for key, trained in self.linked.items():
             asked = data.get("ways") if key == "ways" else max(data.eval_shots)
@@ -157,14 +159,21 @@ class SnailCLI(LightningCLI):
                 )
             learner[key] = trained
 
-    def _check_regression(self) -> None:
-        """Refuse a learner that must be told a number of classes where the data have none to tell."""
-        learner, data = self.options.model.learner.class_path, self.options.data
-        ways = inspect.signature(cast(Any, locate(learner))).parameters.get("ways")
+    def _check_learner(self, learner: Any) -> None:
+        """Refuse to train what learns nothing, to score what was not trained, and a classifier where are no classes."""
+        needs_training, data = getattr(learner, "needs_training", True), self.options.data
+        if self.subcommand == "fit" and not needs_training:
+            raise ValueError(f"{learner.__name__} learns nothing between episodes; score it with `snail test` instead")
+        if self.subcommand != "fit" and needs_training and self.checkpoint is None:
+            raise ValueError(
+                f"`snail {self.subcommand}` needs --ckpt_path RUN: a run's folder, such as "
+                f"{RUNS / self.default_name}, or a checkpoint"
+            )
+        ways = inspect.signature(learner).parameters.get("ways")
         if "ways" not in data.init_args and ways is not None and ways.default is ways.empty:
             raise ValueError(
-                f"{learner} answers with classes, of which {data.class_path} has none; use a learner that answers with "
-                f"numbers too, such as snail.MAML"
+                f"{learner.__name__} answers with classes, of which {data.class_path} has none; use a learner that "
+                f"answers with numbers too, such as snail.MAML"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -174,12 +183,13 @@ class SnailCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         self.run = self._run_folder(bool(settings["fast_dev_run"]))
         callbacks: list[Any] = []
+        keeps, training = not settings["fast_dev_run"], self.subcommand == "fit"
         if settings["enable_progress_bar"] is not False:
             callbacks.append(RunProgress())
-        if self.subcommand == "fit" and not settings["fast_dev_run"]:
+        if keeps and (training or self.checkpoint is None):
             callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments()))
-            if settings["enable_checkpointing"] is not False:
-                callbacks.append(KeepCheckpoints(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
+        if keeps and training and settings["enable_checkpointing"] is not False:
+            callbacks.append(KeepCheckpoints(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
         kwargs |= {"callbacks": [*_as_list(settings["callbacks"]), *callbacks]}
         kwargs |= {"plugins": [*_as_list(settings["plugins"]), AtomicCheckpointIO()]}
         if settings["logger"] in (None, True):
@@ -209,6 +219,10 @@ class SnailCLI(LightningCLI):
         """Make a sampler of each kind and answer one episode: what cannot work is said before anything is written."""
         data = self.datamodule
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}[str(self.subcommand)]
+        if not data.eval_episodes["val"] and "val" in parts:
+            if self.subcommand == "validate":
+                raise ValueError("there is nothing to validate on: val_episodes is 0, or training took the classes")
+            parts.remove("val")
         if self.subcommand == "fit" and isinstance(data, Glyphs):
             parts.append("test")
         built_for = getattr(self.model.learner, "ways", data.train_ways)
@@ -294,7 +308,7 @@ class SnailCLI(LightningCLI):
             self._say(f"there was no validation; the last weights, of step {trained['global_step']}: {last}")
         built_in = isinstance(self.datamodule, Glyphs)
         draw = self._draw_episodes if self.datamodule.ways else self._draw_curves
-        draw("test" if built_in else "val")
+        draw("test" if built_in else "val" if self.datamodule.eval_episodes["val"] else "train")
         if built_in:
             self.trainer.test(self.model, self.datamodule, ckpt_path=str(kept), verbose=False)
             self._finish_scoring(kept, [*self._comparisons(), *self.model.results])
@@ -364,7 +378,10 @@ class SnailCLI(LightningCLI):
     def _finish_scoring(self, checkpoint: Path | None, results: list[Result]) -> None:
         about_checkpoint: dict[str, Any] = {"run": self.run.name, "precision": str(self.trainer.precision)}
         if checkpoint is not None:
-            about_checkpoint |= {"checkpoint": file_hash(checkpoint), **training_facts(read_checkpoint(checkpoint))}
+            training = training_facts(read_checkpoint(checkpoint))
+            if self.datamodule.trained_on:
+                training["on"] = self.datamodule.trained_on
+            about_checkpoint |= {"checkpoint": file_hash(checkpoint), "training": training}
         records = []
         for result in results:
             record = result.record()

@@ -328,6 +328,7 @@ def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
         own_version = "unknown"
     return {
         "learner": type(learner).__name__,
+        "network": learner.network_name,
         "note": learner.note,
         "batch_norm": learner.batch_norm,
         "parameters": sum(p.numel() for p in learner.parameters()),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .episodes import Episode
-from .learner import Learner, answer_loss
+from .learner import Learner, answer_loss, name_network
 from .tasks import Statistics, batch_norm_layers, run_tasks
 
 __all__ = ["BatchNorm", "GradientLearner", "InnerRates", "LearnedRates", "Task", "task_losses"]
@@ -241,6 +241,11 @@ class GradientLearner(Learner):
         if self.norm_mode != "transductive" and not batch_norm_layers(self.network):
             return "none"
         return "inductive, running averages" if self.norm_mode == "running" else self.norm_mode
+
+    @property
+    def network_name(self) -> str:
+        """See ``Learner.network_name``."""
+        return name_network(self.network.get_submodule("embedding"))
 
     @property
     def note(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .episodes import Episode
 
-__all__ = ["EmbeddingLearner", "Learner", "answer_loss", "precise"]
+__all__ = ["EmbeddingLearner", "Learner", "answer_loss", "name_network", "precise"]
 
 
 class Learner(nn.Module, ABC):
@@ -40,6 +40,11 @@ class Learner(nn.Module, ABC):
     @property
     def note(self) -> str:
         """What results say beside the learner's name, such as an addition to its training; usually nothing."""
+        return ""
+
+    @property
+    def network_name(self) -> str:
+        """What the network is, as told in results, such as ``Conv-4 of 64, strided``; nothing if there is none."""
         return ""
 
     @property
@@ -71,6 +76,11 @@ class Learner(nn.Module, ABC):
         By default the mean over all queries of the cross-entropy (of the squared error for regression).
         """
         return answer_loss(self(episode.support_x, episode.support_y, episode.query_x), episode)
+
+
+def name_network(network: nn.Module) -> str:
+    """A network's own ``description``, else the name of its class."""
+    return str(getattr(network, "description", type(network).__name__))
 
 
 def precise(numbers: Tensor) -> Tensor:
@@ -108,6 +118,11 @@ class EmbeddingLearner(Learner):
     def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
         self.embedding = embedding
+
+    @property
+    def network_name(self) -> str:
+        """See ``Learner.network_name``."""
+        return name_network(self.embedding)
 
     @abstractmethod
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:

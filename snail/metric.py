@@ -61,25 +61,32 @@ class MatchingNetwork(EmbeddingLearner):
         embedding: Any module from ``(items, *item)`` to ``(items, c)``.
         similarity: ``cosine``, as in the paper; or ``euclidean``, minus the squared distance, with which others found
             the paper's Omniglot figures easier to reach.
+        scale: What similarities are multiplied by before the softmax, 1 in the paper. Cosines end at 1, so that with it
+            no answer is ever sure; a larger one trains faster.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, logarithms of probabilities, n one more than the largest
         label in the support.
 
     Raises:
-        ValueError: If ``similarity`` is another word.
+        ValueError: If ``similarity`` is another word, or ``scale`` is not positive.
     """
 
-    def __init__(self, embedding: nn.Module, *, similarity: Literal["cosine", "euclidean"] = "cosine") -> None:
+    def __init__(
+        self, embedding: nn.Module, *, similarity: Literal["cosine", "euclidean"] = "cosine", scale: float = 1.0
+    ) -> None:
         super().__init__(embedding)
         if similarity not in ("cosine", "euclidean"):
             raise ValueError(f"similarity is {similarity!r}; choose cosine or euclidean")
-        self.similarity = similarity
+        if scale <= 0:
+            raise ValueError(f"scale is {scale:g}; it must be positive")
+        self.similarity, self.scale = similarity, scale
 
     @property
     def note(self) -> str:
-        """See ``Learner.note``; it tells of a similarity other than the paper's."""
-        return "" if self.similarity == "cosine" else self.similarity
+        """See ``Learner.note``; it tells of a similarity or a scale other than the paper's."""
+        told = [] if self.similarity == "cosine" else [self.similarity]
+        return ", ".join(told + ([] if self.scale == 1 else [f"scale {self.scale:g}"]))
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
@@ -89,7 +96,7 @@ class MatchingNetwork(EmbeddingLearner):
         else:
             alike = -_distances(query, support).square()
         other_class = ~F.one_hot(support_y.long(), _ways(support_y)).bool().unsqueeze(1)  # (b, 1, s, n)
-        weights = alike.log_softmax(-1).unsqueeze(-1)
+        weights = (self.scale * alike).log_softmax(-1).unsqueeze(-1)
         return weights.masked_fill(other_class, -torch.inf).logsumexp(2)
 
 
@@ -110,6 +117,11 @@ class NearestNeighbour(EmbeddingLearner):
     def __init__(self, ways: int, embedding: nn.Module | None = None) -> None:
         super().__init__(nn.Flatten() if embedding is None else embedding)
         self.ways = ways
+
+    @property
+    def network_name(self) -> str:
+        """See ``Learner.network_name``."""
+        return "pixels" if isinstance(self.embedding, nn.Flatten) else super().network_name
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""

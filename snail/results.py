@@ -148,4 +148,7 @@ def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = Fals
 def _trained(training: Mapping[str, Any]) -> str:
     if not {"steps", "seconds", "hardware"} <= set(training):
         return ""
-    return f"{training['steps']:,} steps, {training['seconds'] / 60:.0f} min on {training['hardware']}"
+    published = f" of the paper's {training['published_steps']:,}" if "published_steps" in training else ""
+    classes = f", {training['on']}" if "on" in training else ""
+    minutes = f"{training['seconds'] / 60:.0f} min on {training['hardware']}"
+    return f"{training['steps']:,}{published} steps{classes}, {minutes}"

@@ -443,7 +443,10 @@ def test_help_names_every_command(argv: list[str], capfd: pytest.CaptureFixture[
             ["fit", "--help"],
             ["Optimiser steps over which the learning rate", "Name of the run", "--trainer.max_epochs"],
         ),
-        (["fit", "--data.help=Omniglot"], ["Folder that holds", "Query images of each class in a training episode"]),
+        (
+            ["fit", "--data.help=Omniglot"],
+            ["Folder that holds", "Queries of each class (of each task) in a"],
+        ),
         (["fit", "--model.learner.help=SNAIL"], ["First dilation of the temporal convolutions"]),
     ],
 )
