@@ -75,7 +75,9 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     figure = Figure(figsize=(0.95 * (columns + queries + 0.4), 1.3 * rows + 0.6), layout="constrained")
     widths = [1] * columns + [0.4] + [1] * queries
-    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    grid = figure.subplots(
+        rows, len(widths), squeeze=False, width_ratios=widths, subplot_kw={"xticks": (), "yticks": ()}
+    )
     for axes in grid.flat:
         axes.axis("off")
     for row, episode in zip(grid, shown, strict=True):

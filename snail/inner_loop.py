@@ -118,8 +118,8 @@ class GradientLearner(Learner):
     """A learner that adapts a network's weights to each episode's support by gradient descent.
 
     What is adapted is named by patterns; what is learned from the adapted weights' answers is said by ``meta_loss`` in
-    the classes below this one. Parameters are used functionally, so any ``nn.Module`` goes in as it is, save that its
-    batch-norm layers stay in evaluation mode: the statistics that they use are chosen here.
+    the classes below this one. Parameters are used functionally, so any ``nn.Module`` goes in as it is; the statistics
+    that its batch-norm layers use are chosen here.
 
     Args:
         embedding: Any module from ``(items, *item)`` to ``(items, c)``, or without ``embedding_dim`` the whole network,
@@ -208,7 +208,6 @@ class GradientLearner(Learner):
         own = dict(self.network.named_parameters())
         self.rates = InnerRates({name: own[name] for name in self.adapted}, inner_rate, learn_rates, steps)
         self.meta_steps = 0
-        self.train()
 
     def _prepare_batch_norm(self) -> None:
         layers = batch_norm_layers(self.network)
@@ -261,13 +260,6 @@ class GradientLearner(Learner):
     def variants(self) -> list[dict[str, Any]]:
         """See ``Learner.variants``: the numbers of inner steps that are scored."""
         return [{"inner_steps": steps} for steps in self.tested]
-
-    def train(self, mode: bool = True) -> GradientLearner:
-        """Switch to training or evaluation; batch-norm layers stay in evaluation mode, see above."""
-        super().train(mode)
-        for norm in batch_norm_layers(self.network).values():
-            norm.train(False)
-        return self
 
     # -- answering ---------------------------------------------------------------------------------------------
 

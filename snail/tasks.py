@@ -8,7 +8,8 @@ Axes: ``b`` task (an episode), ``i`` items of a task, ``c`` channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,8 +44,7 @@ def run_tasks(
     """The network's output for each task, under the task's own weights.
 
     Args:
-        network: Any module from ``(i, *item)`` to ``(i, *out)``. Its batch-norm layers must be in evaluation mode, so
-            that they change nothing in themselves.
+        network: Any module from ``(i, *item)`` to ``(i, *out)``. The averages of its batch-norm layers do not change.
         weights: Parameters that differ from task to task, by name, each ``(b, *shape)``. What is not named is the
             network's own, the same for all.
         items: ``(b, i, *item)``.
@@ -70,12 +70,25 @@ def run_tasks(
         return output, mode.found
 
     # Fused attention has no second derivative; the plain path has.
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), _layers_in_evaluation(network):
         if len(items) > 1:
             outputs: tuple[Tensor, Statistics] = vmap(one, randomness="different")(dict(weights), items)
             return outputs
         output, found = one({name: weight[0] for name, weight in weights.items()}, items[0])
         return output.unsqueeze(0), {name: (mean[None], var[None]) for name, (mean, var) in found.items()}
+
+
+@contextlib.contextmanager
+def _layers_in_evaluation(network: nn.Module) -> Iterator[None]:
+    """Batch-norm layers in evaluation mode, in which they change nothing in themselves."""
+    modes = {layer: layer.training for layer in batch_norm_layers(network).values()}
+    for layer in modes:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 class _TaskOperations(TorchFunctionMode):

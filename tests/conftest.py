@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from snail.datasets import glyphs
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,6 +22,14 @@ def one_thread() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")  # for the processes that tests start
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def glyphs_drawn_once() -> Iterator[None]:
+    """The built-in characters are a pure function of a few numbers, which takes a second; many tests call it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "draw_glyphs", functools.cache(glyphs.draw_glyphs))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -275,3 +275,26 @@ def test_omniglot_reads_and_downloads_where_it_is_told(tmp_path: Path, monkeypat
     data.images("val")
     data.images("test")
     assert asked == [("download", tmp_path / "somewhere"), ("read", tmp_path / "somewhere")]
+
+
+def test_no_validation_episodes_are_no_loaders() -> None:
+    assert Tiny(val_episodes=0).val_dataloader() == []
+
+
+def test_a_final_run_trains_on_validation_characters_and_validates_on_nothing(omniglot_root: Path) -> None:
+    data, plain = Omniglot(omniglot_root, train_on_validation=True), Omniglot(omniglot_root)
+    names = {part: plain.images(part).class_names for part in ("train", "val", "test")}
+    trained = data.images("train").class_names
+    whole = {name.rsplit("/rot", 1)[0] for name in trained}
+    assert whole == {name.rsplit("/rot", 1)[0] for name in names["train"]} | set(names["val"])
+    assert len(trained) == 4 * 1200 and not whole & set(names["test"])
+    assert data.val_dataloader() == []
+    assert (data.trained_on, plain.trained_on) == ("training and validation characters", "")
+
+
+def test_training_may_have_more_ways_than_scoring() -> None:
+    data = Tiny(ways=2, train_ways=5)
+    data.trainer = training()
+    batch = next(iter(data.train_dataloader()))
+    assert batch.ways == 5 and data.episodes("val", shots=1)[0].ways == 2
+    assert Tiny(ways=3).train_ways == 3

@@ -576,16 +576,13 @@ def test_per_step_norm_gives_each_step_weights_of_its_own(norm: str) -> None:
     assert touched == [[True, True, True, True], [False, True, True, True], [False, False, True, True]]
 
 
-def test_batch_norm_layers_stay_in_evaluation_mode() -> None:
-    learner = learned()
-    norm, dropless = learner.network.embedding[1], learner.network.embedding[0]
-    for _ in range(2):
-        assert learner.train() is learner
-        assert dropless.training
-        assert not norm.training
-        assert learner.eval() is learner
-        assert not dropless.training
-        assert not norm.training
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_stay_in_the_mode_that_they_are_in(training: bool) -> None:
+    learner = learned().train(training)
+    before = {name: buffer.clone() for name, buffer in learner.network.named_buffers()}
+    learner.loss(episode())[0].backward()
+    assert all(module.training is training for module in learner.modules())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in learner.network.named_buffers())
 
 
 # -- answering -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snail import EmbeddingLearner, Episode, NearestNeighbour
+from snail import EmbeddingLearner, Episode, MatchingNetwork, NearestNeighbour, ProtoNet
 from snail.metric import prototype_logits
 
 INF = float("inf")
@@ -96,3 +96,77 @@ def test_prototype_logits_are_minus_the_squared_distance_to_the_mean_of_a_class(
     support = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [2.0, 0.0]]])
     logits = prototype_logits(support, torch.tensor([[0, 1, 0]]), torch.tensor([[[1.0, 1.0]]]), ways=2)
     assert torch.equal(logits, torch.tensor([[[-1.0, -13.0]]]))  # to (1, 0) and to (3, 4), squared
+
+
+# -- ProtoNet and Matching networks ------------------------------------------------------------------------------
+
+
+def episode(b: int = 2, n: int = 3, k: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Support ``(b, n * k, 4)`` with its labels, and five queries."""
+    generator = torch.Generator().manual_seed(0)
+    support, query = (torch.randn(b, i, 4, generator=generator, dtype=torch.float64) for i in (n * k, 5))
+    return support, torch.rand(b, n * k, generator=generator).argsort(1) % n, query
+
+
+def test_protonet_answers_with_prototypes_in_the_embedding() -> None:
+    support, labels, query = episode()
+    embedding = nn.Linear(4, 3).double()
+    logits = ProtoNet(embedding)(support, labels, query)
+    for b in range(2):
+        means = torch.stack([embedding(support[b][labels[b] == c]).mean(0) for c in range(3)])
+        torch.testing.assert_close(logits[b], -torch.cdist(embedding(query[b]), means).square())
+
+
+def test_protonet_takes_as_many_ways_as_an_episode_has() -> None:
+    learner = ProtoNet(nn.Identity())
+    for n in (2, 5, 7):
+        assert learner(*episode(n=n)).shape == (2, 5, n)
+
+
+def test_matching_network_by_hand() -> None:
+    support, labels = points((1, 0), (0, 2), (3, 0)), torch.tensor([[0, 1, 0]])
+    # The query's cosines with the support are 1, 0 and 1.
+    e = torch.e
+    logits = MatchingNetwork(nn.Identity())(support, labels, points((5, 0)))
+    torch.testing.assert_close(logits.exp(), torch.tensor([[[2 * e / (2 * e + 1), 1 / (2 * e + 1)]]]))
+    sure = MatchingNetwork(nn.Identity(), scale=3)(support, labels, points((5, 0)))
+    torch.testing.assert_close(sure.exp(), torch.tensor([[[2 * e**3 / (2 * e**3 + 1), 1 / (2 * e**3 + 1)]]]))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_matching_network_answers_with_probabilities(similarity: str) -> None:
+    logits = MatchingNetwork(nn.Identity(), similarity=similarity)(*episode(k=3))
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2, 5, dtype=torch.float64))
+
+
+def test_matching_network_with_squared_distances_is_protonet_at_one_shot() -> None:
+    given = episode(k=1)
+    matching = MatchingNetwork(nn.Identity(), similarity="euclidean")(*given)
+    torch.testing.assert_close(matching, ProtoNet(nn.Identity())(*given).log_softmax(-1))
+
+
+@pytest.mark.parametrize("learner", [ProtoNet, MatchingNetwork])
+def test_renaming_classes_renames_answers(learner: type[ProtoNet] | type[MatchingNetwork]) -> None:
+    support, labels, query = episode()
+    order = torch.tensor([2, 0, 1])
+    answers = learner(nn.Identity())(support, labels, query)
+    torch.testing.assert_close(learner(nn.Identity())(support, order[labels], query)[..., order], answers)
+
+
+@pytest.mark.parametrize("learner", [ProtoNet, MatchingNetwork])
+def test_metric_learners_answer_each_query_by_itself(learner: type[ProtoNet] | type[MatchingNetwork]) -> None:
+    support, labels, query = episode()
+    answers = learner(nn.Identity())(support, labels, query)
+    alone = torch.cat([learner(nn.Identity())(support, labels, item) for item in query.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(alone, answers)
+
+
+def test_matching_network_notes_what_the_paper_has_not() -> None:
+    assert MatchingNetwork(nn.Identity()).note == ""
+    assert MatchingNetwork(nn.Identity(), similarity="euclidean", scale=10).note == "euclidean, scale 10"
+
+
+@pytest.mark.parametrize(("options", "message"), [({"similarity": "dot"}, "'dot'"), ({"scale": 0.0}, "scale is 0")])
+def test_matching_network_refuses_what_it_does_not_know(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MatchingNetwork(nn.Identity(), **options)  # type: ignore[arg-type]

@@ -14,7 +14,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from snail import SNAIL, Conv4, EmbeddingLearner, Episode, FewShot, Learner, NearestNeighbour, evaluate
+from snail import (
+    ANIL,
+    BOIL,
+    MAML,
+    SNAIL,
+    Conv4,
+    EmbeddingLearner,
+    Episode,
+    FewShot,
+    FirstOrderMAML,
+    ImplicitMAML,
+    Learner,
+    MAMLPlusPlus,
+    MatchingNetwork,
+    MetaSGD,
+    NearestNeighbour,
+    ProtoNet,
+    Reptile,
+    evaluate,
+)
 from snail.datasets import Episodes, ImageData, Images
 from snail.datasets.module import TrainingBatches
 
@@ -87,14 +106,36 @@ def trainer(**changed: Any) -> Trainer:
 # -- it runs -----------------------------------------------------------------------------------------------------
 
 
+def gradient_based(kind: Callable[..., Learner]) -> Callable[[], Learner]:
+    return lambda: kind(Conv4(filters=4, image_size=16, out_features=None, strided=True), 4, 2)
+
+
+def metric_based(kind: Callable[..., Learner]) -> Callable[[], Learner]:
+    return lambda: kind(Conv4(filters=4, image_size=16))
+
+
+GRADIENT_BASED = (MAML, FirstOrderMAML, ANIL, BOIL, MetaSGD, MAMLPlusPlus, Reptile, ImplicitMAML)
+LEARNERS = {"SNAIL": snail, "Dropping": Dropping}
+LEARNERS |= {kind.__name__: gradient_based(kind) for kind in GRADIENT_BASED}
+LEARNERS |= {kind.__name__: metric_based(kind) for kind in (ProtoNet, MatchingNetwork)}
+
+
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-@pytest.mark.parametrize("learner", [snail, Dropping], ids=["SNAIL", "Dropping"])
+@pytest.mark.parametrize("learner", LEARNERS.values(), ids=LEARNERS)
 def test_fast_dev_run(learner: Callable[[], Learner], stage: str) -> None:
     run = trainer(fast_dev_run=True)
     getattr(run, stage)(FewShot(learner()), datamodule=tiny())
     names = {"fit": {"train/loss", "val/accuracy"}, "validate": {"val/accuracy", "val/accuracy_1shot"}, "test": set()}
     assert names[stage] <= set(run.callback_metrics)
     assert run.state.finished
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_fit_without_validation_episodes_runs() -> None:
+    run = trainer(max_epochs=1)
+    run.fit(FewShot(Dropping()), datamodule=tiny(val_episodes=0))
+    assert run.state.finished and run.global_step == 3
+    assert "val/accuracy" not in run.callback_metrics
 
 
 def test_training_learns_something() -> None:
@@ -173,7 +214,12 @@ def test_schedule_constant_only_warms_up() -> None:
     assert rates(8, schedule="constant", warmup=3) == pytest.approx([0.025, 0.05, 0.075] + [0.1] * 5)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_schedule_is_a_line_to_zero_after_a_warmup() -> None:
+    by_hand = [0.1 / 2, 0.1 * 5 / 6, 0.1 * 4 / 6, 0.1 * 3 / 6, 0.1 * 2 / 6, 0.1 / 6, 0, 0]
+    assert rates(8, schedule="linear", warmup=1) == pytest.approx(by_hand, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_schedule_without_warmup_starts_at_the_optimisers_own_rate(schedule: str) -> None:
     assert rates(1, schedule=schedule, warmup=0) == [0.1]
 
