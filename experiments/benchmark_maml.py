@@ -276,7 +276,7 @@ class _Process:
         """
         try:
             answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode
             raise RuntimeError(f"the process of the way {self.way!r} ended with exit code {code}") from None
@@ -284,10 +284,15 @@ class _Process:
             raise RuntimeError(f"the way {self.way!r} failed with {answer}")
         return answer
 
+    def ask(self, what: str) -> Any:
+        """Send ``what``: what the process sends back."""
+        with contextlib.suppress(ConnectionError):  # it ended; `receive` tells why
+            self.pipe.send(what)
+        return self.receive()
+
     def step(self) -> float:
         """Take a meta-step: its seconds."""
-        self.pipe.send("step")
-        return float(self.receive())
+        return float(self.ask("step"))
 
     def end(self) -> None:
         """End the process, also if it hangs."""
@@ -337,8 +342,7 @@ def measure(
         times = take_turns({way: process.step for way, process in processes.items()}, pairs=options.pairs)
         memory = {}
         for way, process in processes.items():
-            process.pipe.send("stop")
-            memory[way] = process.receive()
+            memory[way] = process.ask("stop")
     measured: dict[str, dict[str, Any]] = {}
     for way, each in times.items():
         each = [ms / setting.tasks for ms in each]

@@ -25,15 +25,15 @@ BUILT_IN = "glyphs_5way"  # what `snail fit` without a config is called
 
 HELP = """usage: snail <command> [options]
 
-Few-shot learning with SNAIL.
+Few-shot learning with SNAIL, MAML and its family, and metric baselines.
 
 commands:
   fit        train; with no option at all: SNAIL on the built-in data, tested at the end
-  validate   score a run on validation classes    (--ckpt_path RUN)
-  test       score a run on test classes          (--ckpt_path RUN)
+  validate   score a run on validation classes    (--ckpt_path RUN, or the --config of what needs no training)
+  test       score a run on test classes          (likewise)
   configs    list the configs that ship with the package, with the figure each should give
   results    print results.json of one or more runs as a table  (snail results RUN ...)
-  benchmark  time a training step and a streamed step against the plain way
+  benchmark  time a training step and a streamed step against the plain way; benchmark maml: a meta-step of MAML
 
 `snail <command> --help` explains the options. --debug anywhere shows the traceback of an error. --trust PACKAGE lets
 the config that comes with a checkpoint name classes of a package besides snail, torch and torchvision."""

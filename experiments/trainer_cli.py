@@ -23,6 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
 from snail.evaluation import Result, as_parameters
+from snail.inner_loop import GradientLearner
 from snail.module import FewShot
 from snail.results import merge_results, read_results, results_table
 
@@ -277,6 +278,8 @@ class SnailCLI(LightningCLI):
         self.untrained = copy.deepcopy(self.model.learner)
         size = sum(p.numel() for p in self.model.learner.parameters())
         levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
+        if isinstance(self.model.learner, GradientLearner):
+            levers += f", {self.model.learner.tasks_together(self.trainer.strategy.root_device) or 'all'} tasks at once"
         ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "

@@ -276,7 +276,7 @@ class GradientLearner(Learner):
         # Adapting takes gradients, also where a trainer has switched them off.
         with torch.inference_mode(False), torch.enable_grad():
             tensors = [x.clone() if x.is_inference() else x for x in (support_x, support_y, query_x)]
-            size = self._chunk_size(support_x)
+            size = self.tasks_together(support_x.device) or len(support_x)
             chunks = zip(*(torch.split(x, size) for x in tensors), strict=True)
             return torch.cat([self._answers(*chunk) for chunk in chunks], dim=1)
 
@@ -312,7 +312,7 @@ class GradientLearner(Learner):
             FloatingPointError: If the inner loop diverges.
         """
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        size = self._chunk_size(episode.support_x)
+        size = self.tasks_together(episode.support_x.device) or len(episode)
         total = torch.zeros((), dtype=parameters[0].dtype if parameters else None, device=episode.support_x.device)
         answers: list[Tensor] = []
         found: list[Found] = []
@@ -334,8 +334,9 @@ class GradientLearner(Learner):
         _, logs = answer_loss(torch.cat(answers), episode)
         return total, logs
 
-    def _chunk_size(self, items: Tensor) -> int:
-        return self.tasks_at_once or (self.tasks_on_cpu if items.device.type == "cpu" else len(items))
+    def tasks_together(self, device: torch.device | str) -> int | None:
+        """How many tasks are computed together on a device; ``None``: all of them."""
+        return self.tasks_at_once or (self.tasks_on_cpu if torch.device(device).type == "cpu" else None)
 
     def get_extra_state(self) -> dict[str, int]:
         """How many meta-steps were taken, for what is annealed."""

@@ -348,6 +348,8 @@ def test_tasks_are_computed_as_many_at_once_as_is_said() -> None:
     seen.clear()
     learner(*given(episode(2 * learner.tasks_on_cpu + 1)))
     assert seen == [learner.tasks_on_cpu] * 2 + [1]
+    assert learner.tasks_together("cuda") is None  # all
+    assert learned(tasks_at_once=3).tasks_together("cuda") == 3
 
 
 def transductive_loss(network: nn.Module, batch: Episode, rate: float, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
