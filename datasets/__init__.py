@@ -2,6 +2,7 @@
 
 from .glyphs import Glyphs
 from .images import Images
+from .mini_imagenet import MiniImageNet
 from .module import EpisodeData, ImageData
 from .omniglot import Omniglot
 from .sampler import Episodes, EpisodeSampler, Sampler
@@ -14,6 +15,7 @@ __all__ = [
     "Glyphs",
     "ImageData",
     "Images",
+    "MiniImageNet",
     "Omniglot",
     "Sampler",
     "Sinusoid",

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 
 from snail.episodes import Episode
 
 from .images import Images
+from .prepared import Pixels
 from .sampler import DrawnBatches, Episodes, EpisodeSampler, Sampler, choose_shots
 
 __all__ = ["EpisodeData", "ImageData"]
@@ -179,6 +181,14 @@ class ImageData(EpisodeData):
     @abstractmethod
     def load(self, part: str) -> Images:
         """The images of ``train``, ``val`` or ``test``."""
+
+    def to_pixels(self, picture: Image.Image) -> Pixels:
+        """Any picture as the data set's own images are: size, colours and what counts as ink; ``(c, h, w)``.
+
+        Raises:
+            NotImplementedError: If the data set does not say.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how pictures from elsewhere become its images")
 
     def sampler(self, part: str, *, ways: int | None, shots: int, queries: int, seed: int) -> EpisodeSampler:
         """See ``EpisodeData.sampler``."""

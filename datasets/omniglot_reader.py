@@ -4,9 +4,7 @@ The source is what ``torchvision.datasets.Omniglot`` leaves in ``root/omniglot-p
 ``images_background`` and ``images_evaluation``, or the zips of the same names.
 """
 
-import hashlib
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Sequence
@@ -21,6 +19,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from snail.files import replacing
+
+from .prepared import cache_places
 
 Drawings = npt.NDArray[np.uint8]
 
@@ -221,14 +221,7 @@ def _decode_all(parts: Sequence[tuple[Path, dict[str, list[str]]]], progress: bo
 
 
 def _cache_paths(root: Path) -> list[Path]:
-    file = f"omniglot_{SIZE}x{SIZE}_v{_CACHE_FORMAT}"
-    paths = [root / FOLDER / f"{file}.npz"]
-    try:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # there is no home folder
-        return paths
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]  # one root's cache is not another's
-    return [*paths, user / "snail" / f"{file}_{key}.npz"]
+    return cache_places(root / FOLDER, f"omniglot_{SIZE}x{SIZE}_v{_CACHE_FORMAT}.npz")
 
 
 def _load(path: Path) -> tuple[list[str], Drawings] | None:

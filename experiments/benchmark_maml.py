@@ -43,7 +43,7 @@ from .benchmark import (
 )
 from .levers import keep_memory
 
-__all__ = ["PEERS", "WAYS", "Setting", "main", "markdown_tables", "meta_gradient", "plain_loop"]
+__all__ = ["PEERS", "WAYS", "Setting", "main", "markdown_table", "meta_gradient", "plain_loop"]
 
 SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # ways, inner steps
 TASKS = {5: 32, 20: 8}  # of a meta-step
@@ -88,11 +88,15 @@ class Setting:
 Backward = Callable[[Episode], None]
 
 
+def package_learner(network: nn.Module, setting: Setting, **options: Any) -> MAML:
+    """This package's learner; ``options`` are those of ``snail.MAML``."""
+    options |= {"steps": setting.steps, "inner_rate": setting.rate, "batch_norm": "transductive"}
+    return MAML(network, ways=setting.ways, **options)
+
+
 def package(network: nn.Module, setting: Setting, **options: Any) -> Backward:
     """As this package does it; ``options`` are those of ``snail.MAML``."""
-    learner = MAML(
-        network, ways=setting.ways, steps=setting.steps, inner_rate=setting.rate, batch_norm="transductive", **options
-    )
+    learner = package_learner(network, setting, **options)
     return lambda episode: torch.autograd.backward(learner.loss(episode)[0])
 
 
@@ -368,22 +372,27 @@ def _print_row(name: str, timing: Mapping[str, Any]) -> None:
     print(f"  {name:<26}{timing['ms']:>12.2f}{ratio:>26}{_memory(timing):>18}{len(timing['ms_each']):>8}", flush=True)
 
 
+def tasks_at_once(setting: Setting, device: str) -> int:
+    """How many tasks the package computes together if nothing is said."""
+    learner = package_learner(setting.network(), setting)
+    return min(setting.tasks, learner.tasks_together(setting.episode().support_x.to(device)))
+
+
 def fastest(report: Mapping[str, Any]) -> str:
     """A sentence on how many tasks at once were fastest in each setting, and how to set that."""
     best = [(min(row["sweep"], key=lambda n: row["sweep"][n]["ms"]), _title(row)) for row in report["settings"]]
     parts = [f"{n} for {title}" for n, title in best]
-    default = "all" if report["device"] == "cuda" else f"{MAML.tasks_on_cpu}"
-    return f"Fastest tasks at once here: {'; '.join(parts)}; the default is {default}, `{FASTEST_OPTION}` sets it."
+    return f"Fastest tasks at once here: {'; '.join(parts)}; `{FASTEST_OPTION}` sets it."
 
 
-def markdown_tables(report: Mapping[str, Any]) -> str:
-    """The tables of a report, as the README shows them: the ways, and how many tasks at once."""
+def markdown_table(report: Mapping[str, Any]) -> str:
+    """The ways of a report as a table, as the README shows it."""
     rows = report["settings"]
     ways = [way for way in WAYS if any(way in row["timings"] for row in rows)]
     lines = [_markdown_line(["", *(f"{way}, ms a task" if way == OURS else way for way in ways)])]
     lines += [_markdown_line(["---"] * (1 + len(ways)))]
     for row in rows:
-        cells = [f"{_title(row)}, {row['tasks']} tasks"]
+        cells = [f"{_title(row)}, {row['tasks']} tasks, {row['tasks_at_once']} at once"]
         for way in ways:
             timing = row["timings"].get(way)
             if timing is None:
@@ -393,14 +402,6 @@ def markdown_tables(report: Mapping[str, Any]) -> str:
             memory = f", {_memory(timing)} MiB" if _memory(timing) else ""
             cells.append((f"{timing['ms']:.2f}" if way == OURS else spread) + memory)
         lines.append(_markdown_line(cells))
-    counts = sorted({int(n) for row in rows for n in row["sweep"]})
-    lines += ["", _markdown_line(["ms a task, tasks at once", *map(str, counts)])]
-    lines += [_markdown_line(["---"] * (1 + len(counts)))]
-    for row in rows:
-        least = min(timing["ms"] for timing in row["sweep"].values())
-        found = [row["sweep"].get(str(n), {}).get("ms") for n in counts]
-        cells = ["" if ms is None else f"**{ms:.2f}**" if ms == least else f"{ms:.2f}" for ms in found]
-        lines.append(_markdown_line([_title(row), *cells]))
     return "\n".join([*lines, "", fastest(report), _facts(report)])
 
 
@@ -445,7 +446,7 @@ OMP_NUM_THREADS sets the threads of all ({torch.get_num_threads()} now). Run it 
     add("--tasks", type=whole_number, help=f"tasks of a meta-step (default: {meta_batch})")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs" + default)
     add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for all ways")
-    add("--show", type=Path, help="time nothing; print the tables of an earlier output as markdown")
+    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
     add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(pairs=1, tasks=2)
@@ -470,7 +471,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _options(argv)
     if options.show is not None:
-        print(markdown_tables(json.loads(options.show.read_text())))
+        print(markdown_table(json.loads(options.show.read_text())))
         return 0
     report = about_run(MAML(Conv4(out_features=5), ways=5), options, options.device)
     report |= {"network": Conv4().description, "left_out": {}, "settings": []}
@@ -479,6 +480,7 @@ def main(argv: Sequence[str]) -> int:
     for ways, steps in SETTINGS[:1] if options.quick else SETTINGS:
         setting = Setting(ways, steps, options.tasks or TASKS[ways])
         row: dict[str, Any] = {**asdict(setting), "shots": 1, "queries_per_class": 1}
+        row["tasks_at_once"] = tasks_at_once(setting, options.device)
         report["settings"].append(row)
         print(f"{_title(row)}, {setting.tasks} tasks", flush=True)
         taking_part = [way for way in WAYS if way not in report["left_out"] and (way != RECOMPUTED or steps > 1)]

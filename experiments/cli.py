@@ -13,7 +13,7 @@ from pydoc import locate
 
 import yaml
 
-from snail.results import read_results, record_text, results_table
+from snail.results import read_results, record_text, results_markdown, results_table
 
 from .published import with_published
 
@@ -200,13 +200,14 @@ def list_results(argv: Sequence[str]) -> str:
     """The results of runs (by default of all that ship with the package) as a table.
 
     Args:
-        argv: Runs' folders or ``results.json`` files; ``--markdown`` for a table to paste.
+        argv: Runs' folders or ``results.json`` files; ``--markdown`` for tables to paste, a line for each run.
     """
     if unknown := [arg for arg in argv if arg.startswith("-") and arg != "--markdown"]:
         raise ValueError(f"there is no option {unknown[0]}; it is snail results [--markdown] [RUN ...]")
     paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/results.json"))
     records = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
-    return results_table(map(with_published, records), markdown="--markdown" in argv)
+    show = results_markdown if "--markdown" in argv else results_table
+    return show(map(with_published, records))
 
 
 def _one_sentence(error: Exception) -> str:

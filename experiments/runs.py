@@ -6,7 +6,6 @@ code: checkpoints load with ``weights_only=True``, and the config inside one may
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Iterable
@@ -33,7 +32,6 @@ __all__ = [
     "KeepConfig",
     "best_score",
     "checkpoint_config",
-    "file_hash",
     "find_checkpoint",
     "latest_run",
     "new_run",
@@ -142,15 +140,6 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[st
             f"the config in {path} cannot be read ({type(error).__name__}); use another checkpoint"
         ) from error
     return check_config(config, path, trust)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in iter(lambda: file.read(2**20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -23,6 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
 from snail.evaluation import Result, as_parameters
+from snail.files import file_hash
 from snail.inner_loop import GradientLearner
 from snail.module import FewShot
 from snail.results import merge_results, read_results, results_table
@@ -34,7 +35,6 @@ from .runs import (
     KeepCheckpoints,
     KeepConfig,
     best_score,
-    file_hash,
     new_run,
     read_checkpoint,
     training_facts,
@@ -279,7 +279,11 @@ class SnailCLI(LightningCLI):
         size = sum(p.numel() for p in self.model.learner.parameters())
         levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
         if isinstance(self.model.learner, GradientLearner):
-            levers += f", {self.model.learner.tasks_together(self.trainer.strategy.root_device) or 'all'} tasks at once"
+            (episode,) = self.datamodule.episodes("train", shots=max(self.datamodule.train_shots), count=1)
+            support_x = episode.support_x.to(self.trainer.strategy.root_device)
+            tasks = self.datamodule.batch_size
+            together = self.model.learner.tasks_together(support_x.expand(tasks, *support_x.shape[1:]))
+            levers += f", {min(together, tasks)} tasks at once"
         ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "

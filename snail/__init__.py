@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .blocks import AttentionBlock, Block, CausalConv1d, DenseBlock, Stack, TCBlock
-from .embeddings import Conv4
+from .embeddings import Conv4, ResidualEmbedding
 from .episodes import Episode
 from .evaluation import Result, evaluate
 from .learner import EmbeddingLearner, Learner
@@ -44,6 +44,7 @@ __all__ = [
     "NearestNeighbour",
     "ProtoNet",
     "Reptile",
+    "ResidualEmbedding",
     "Result",
     "Stack",
     "TCBlock",

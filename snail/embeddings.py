@@ -5,10 +5,13 @@ Axes: ``b`` image, ``c`` channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Conv4"]
+__all__ = ["Conv4", "ResidualEmbedding"]
 
 
 class Conv4(nn.Module):
@@ -73,3 +76,71 @@ class Conv4(nn.Module):
         """Embed ``(b, in_channels, image_size, image_size)`` as ``(b, out_channels)``."""
         features: Tensor = self.head(self.layers(images.contiguous(memory_format=torch.channels_last)))
         return features
+
+
+class ResidualEmbedding(nn.Module):
+    """Four residual blocks of three convolutions: the miniImageNet embedding of the paper (appendix A, figure 6).
+
+    Each block is three times {3x3 convolution, batch norm, leaky ReLU}, to which a 1x1 convolution of its input is
+    added, then 2x2 max pooling and dropout. A 1x1 convolution to ``wide`` channels, the mean over the image, ReLU,
+    dropout and a linear layer follow. The paper's "dropout 0.9" is read as the probability to keep, ports drop as many;
+    its last pooling is a mean, where the best known port takes the maximum.
+
+    Args:
+        in_channels: 1 for grey, 3 for colour.
+        filters: Channels of each block.
+        wide: Channels that the mean is taken of.
+        out_features: Width of the answer.
+        keep: Probability that dropout keeps a number.
+        leak: Slope of the leaky ReLU below zero.
+
+    Shape:
+        ``(b, in_channels, height, width) -> (b, out_features)``, any height and width; 84x84 are pooled to 6x6.
+
+    Raises:
+        ValueError: If ``keep`` is no probability above 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        filters: Sequence[int] = (64, 96, 128, 256),
+        wide: int = 2048,
+        out_features: int = 384,
+        keep: float = 0.9,
+        leak: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep is {keep:g}; a probability above 0 and up to 1 is needed")
+        widths = [in_channels, *filters]
+        self.blocks = nn.Sequential(
+            *(_ResidualBlock(before, after, keep, leak) for before, after in pairwise(widths))
+        )
+        self.widen = nn.Conv2d(widths[-1], wide, 1)
+        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(1 - keep), nn.Linear(wide, out_features))
+        self.out_channels = out_features
+        self.description = f"residual, {'-'.join(map(str, filters))}"
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed ``(b, in_channels, height, width)`` as ``(b, out_features)``."""
+        maps = self.widen(self.blocks(images.contiguous(memory_format=torch.channels_last)))
+        features: Tensor = self.head(maps.mean((-2, -1)))
+        return features
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, filters: int, keep: float, leak: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (in_channels, filters, filters):
+            layers += [nn.Conv2d(width, filters, 3, padding=1), nn.BatchNorm2d(filters), nn.LeakyReLU(leak)]
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = nn.Conv2d(in_channels, filters, 1)
+        self.end = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(1 - keep))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        shorter: Tensor = self.end(self.layers(maps) + self.shortcut(maps))
+        return shorter

@@ -1,14 +1,15 @@
-"""Writing a file so that a kill leaves the old one or the new one, never a part."""
+"""Writing a file so that a kill leaves the old one or the new one, never a part; and telling a file by its hash."""
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["replacing"]
+__all__ = ["file_hash", "replacing"]
 
 
 @contextmanager
@@ -28,3 +29,17 @@ def replacing(path: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def file_hash(path: Path, kind: str = "sha256") -> str:
+    """The hash of a file's content, in hex.
+
+    Args:
+        path: The file.
+        kind: As ``hashlib`` calls it; downloads are often told by their ``md5``.
+    """
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while chunk := file.read(2**22):
+            digest.update(chunk)
+    return digest.hexdigest()

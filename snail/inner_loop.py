@@ -142,7 +142,8 @@ class GradientLearner(Learner):
         per_step_norm: Whether each inner step has batch-norm weights of its own, learned in the outer loop alone, and
             with ``running`` averages of its own (MAML++).
         tasks_at_once: Tasks that are computed together; memory grows with it. By default all on a GPU, and on a CPU as
-            many as were fastest there.
+            many as are fastest there by the size of their supports (``snail benchmark maml`` measures it): 7 of 5-way
+            1-shot Omniglot, one of 20-way or where images are large.
         recompute: Whether inner steps are computed again in the backward pass instead of kept, so that memory hardly
             grows with their number.
 
@@ -154,7 +155,8 @@ class GradientLearner(Learner):
     """
 
     half_precision = False
-    tasks_on_cpu = 8  # what was fastest: fewer leave the work in crumbs, more leave the caches
+    # What is fastest on a CPU: with less of it together the work is in crumbs, with more it leaves the caches.
+    numbers_on_cpu = 30_000  # in the supports of the tasks that are computed together
     strength = 0.0  # half of it times the squared distance to where the loop began is added to the support's loss
     momentum = 0.1  # of the running averages, per meta-step
 
@@ -276,7 +278,7 @@ class GradientLearner(Learner):
         # Adapting takes gradients, also where a trainer has switched them off.
         with torch.inference_mode(False), torch.enable_grad():
             tensors = [x.clone() if x.is_inference() else x for x in (support_x, support_y, query_x)]
-            size = self.tasks_together(support_x.device) or len(support_x)
+            size = self.tasks_together(support_x)
             chunks = zip(*(torch.split(x, size) for x in tensors), strict=True)
             return torch.cat([self._answers(*chunk) for chunk in chunks], dim=1)
 
@@ -312,7 +314,7 @@ class GradientLearner(Learner):
             FloatingPointError: If the inner loop diverges.
         """
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        size = self.tasks_together(episode.support_x.device) or len(episode)
+        size = self.tasks_together(episode.support_x)
         total = torch.zeros((), dtype=parameters[0].dtype if parameters else None, device=episode.support_x.device)
         answers: list[Tensor] = []
         found: list[Found] = []
@@ -334,9 +336,13 @@ class GradientLearner(Learner):
         _, logs = answer_loss(torch.cat(answers), episode)
         return total, logs
 
-    def tasks_together(self, device: torch.device | str) -> int | None:
-        """How many tasks are computed together on a device; ``None``: all of them."""
-        return self.tasks_at_once or (self.tasks_on_cpu if torch.device(device).type == "cpu" else None)
+    def tasks_together(self, support_x: Tensor) -> int:
+        """How many of the tasks with supports ``(b, s, *item)`` are computed together."""
+        if self.tasks_at_once is not None:
+            return self.tasks_at_once
+        if support_x.device.type != "cpu":
+            return len(support_x)
+        return max(1, self.numbers_on_cpu // support_x[0].numel())
 
     def get_extra_state(self) -> dict[str, int]:
         """How many meta-steps were taken, for what is annealed."""

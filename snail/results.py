@@ -10,7 +10,7 @@ from typing import Any
 from .evaluation import METRICS, Metric, metric_in
 from .files import replacing
 
-__all__ = ["learner_label", "merge_results", "read_results", "record_text", "results_table"]
+__all__ = ["learner_label", "merge_results", "read_results", "record_text", "results_markdown", "results_table"]
 
 IDENTITY = (
     "dataset",
@@ -114,7 +114,6 @@ def _score(metric: Metric) -> Cell:
 
 COLUMNS: dict[str, Cell] = {
     "learner": learner_label,
-    "network": _told("network"),
     "data": lambda r: f"{r['dataset']} {r['split']}",
     "ways": _told("ways"),
     "shots": _told("shots"),
@@ -123,26 +122,73 @@ COLUMNS: dict[str, Cell] = {
     "paper": _told("published"),
     "episodes": lambda r: f"{r['episodes']:,}",
     "batch norm": _told("batch_norm"),
-    "trained": lambda r: _trained(r.get("training", {})),
 }
-MARKDOWN_ONLY = ("network", "trained")  # a terminal is not that wide
 
 
-def results_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """Records as a table, a line each, in the order given; a column that is empty throughout is left out.
-
-    The network and what training took are told in markdown only.
-    """
-    shown = {head: cell for head, cell in COLUMNS.items() if markdown or head not in MARKDOWN_ONLY}
-    cells = [[head, *map(cell, records)] for head, cell in shown.items()] if (records := list(records)) else []
-    rows = list(zip(*(column for column in cells if any(column[1:])), strict=True))
+def results_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as a table for a terminal, a line each, in the order given; an empty column is left out."""
+    cells = [[head, *map(cell, records)] for head, cell in COLUMNS.items()] if (records := list(records)) else []
+    rows = _without_empty_columns(cells)
     if not rows:
         return "no results"
-    if markdown:
-        return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+ABOUT_RUN: dict[str, Cell] = {
+    "learner": learner_label,
+    "network": _told("network"),
+    "inner steps": _told("inner_steps"),
+    "batch norm": _told("batch_norm"),
+    "episodes": lambda r: f"{r['episodes']:,}",
+    "trained": lambda r: _trained(r.get("training", {})),
+}
+"""What a line of the markdown tables tells beside its scores; records that are alike in it share a line."""
+
+
+def results_markdown(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as markdown: a table for each data set, a line for each run, a column for each number of ways and shots.
+
+    A score stands with its 95 % interval and, in brackets, the published figure if it is known. Tables and lines are
+    in the order in which they first appear; a column that is empty throughout is left out.
+    """
+    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        data = f"{record['dataset']} {record['split']}"
+        tables.setdefault((data, (metric_in(record) or METRICS["accuracy"]).name), []).append(record)
+    texts = []
+    for (data, name), found in tables.items():
+        metric = METRICS[name]
+        published = " (published)" if any(record.get("published") for record in found) else ""
+        unit = f" in {metric.unit.strip()}" if metric.unit else ""
+        lines = [f"**{data}**: {metric.title}{unit} ± 95 % interval{published}", "", *_run_lines(found, metric)]
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts) or "no results"
+
+
+def _run_lines(records: Sequence[Mapping[str, Any]], metric: Metric) -> list[str]:
+    settings = sorted({(record.get("ways") or 0, record["shots"]) for record in records})
+    runs: dict[tuple[str, ...], dict[tuple[int, int], str]] = {}
+    for record in records:
+        score = metric.text(record[metric.name], record["ci95"]).removesuffix(metric.unit)
+        published = f" ({record['published']})" if record.get("published") else ""
+        about = tuple(cell(record) for cell in ABOUT_RUN.values())
+        runs.setdefault(about, {})[record.get("ways") or 0, record["shots"]] = score + published
+    cells = [[head, *column] for head, column in zip(ABOUT_RUN, zip(*runs, strict=True), strict=True)]
+    scores = [[_setting(*setting), *(run.get(setting, "") for run in runs.values())] for setting in settings]
+    front = 1 + list(ABOUT_RUN).index("inner steps")
+    rows = _without_empty_columns([*cells[:front], *scores, *cells[front:]])
+    return [f"| {' | '.join(row)} |" for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]]]
+
+
+def _setting(ways: int, shots: int) -> str:
+    return f"{ways}-way {shots}-shot" if ways else f"{shots}-shot"
+
+
+def _without_empty_columns(columns: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Columns, the head of each first, as rows."""
+    return list(zip(*(column for column in columns if any(column[1:])), strict=True))
 
 
 def _trained(training: Mapping[str, Any]) -> str:

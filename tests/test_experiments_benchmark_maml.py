@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from snail.experiments import benchmark, benchmark_maml
-from snail.experiments.benchmark_maml import OURS, PEERS, RECOMPUTED, WAYS, Setting, markdown_tables, meta_gradient
+from snail.experiments.benchmark_maml import OURS, PEERS, RECOMPUTED, WAYS, Setting, markdown_table, meta_gradient
 from snail.experiments.cli import main as snail
 
 
@@ -178,6 +178,7 @@ def test_quick_writes_every_field(quick: tuple[Path, str]) -> None:
     timings, sweep = row.pop("timings"), row.pop("sweep")
     assert row == {
         "ways": 5, "steps": 1, "tasks": 2, "filters": 64, "rate": 0.1, "shots": 1, "queries_per_class": 1,
+        "tasks_at_once": 2,
     }  # fmt: skip
     assert timings.keys() | report["left_out"].keys() == WAYS.keys() - {RECOMPUTED}
     assert report["left_out"].keys() == set(PEERS) - timings.keys()
@@ -217,7 +218,7 @@ def test_quick_prints_the_ways(quick: tuple[Path, str]) -> None:
 
 def test_show_prints_the_tables_of_a_file(quick: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert snail(["benchmark", "maml", "--show", str(quick[0])]) == 0
-    assert capsys.readouterr() == (markdown_tables(json.loads(quick[0].read_text())) + "\n", "")
+    assert capsys.readouterr() == (markdown_table(json.loads(quick[0].read_text())) + "\n", "")
 
 
 @pytest.mark.parametrize(
@@ -286,25 +287,22 @@ def report() -> dict[str, Any]:
         "load": 0.25,
         "keep_memory": False,
         "settings": [
-            {"ways": 5, "steps": 1, "tasks": 32, **one_step},
-            {"ways": 20, "steps": 5, "tasks": 8, **five_steps},
+            {"ways": 5, "steps": 1, "tasks": 32, "tasks_at_once": 8, **one_step},
+            {"ways": 20, "steps": 5, "tasks": 8, "tasks_at_once": 2, **five_steps},
         ],
     }
 
 
-def test_tables_hold_ratios_with_spread_memory_and_the_fastest_in_bold(report: dict[str, Any]) -> None:
-    assert markdown_tables(report).splitlines() == [
+def test_the_table_holds_ratios_with_spread_and_memory_and_the_sentence_what_was_fastest(
+    report: dict[str, Any],
+) -> None:
+    assert markdown_table(report).splitlines() == [
         "|  | package, ms a task | plain loop | package, recomputed |",
         "| --- | --- | --- | --- |",
-        "| 5-way 1-shot, 1 step, 32 tasks | 2.00, 1,234 MiB | 1.50 (1.20 to 2.05), 100 MiB |  |",
-        "| 20-way 1-shot, 5 steps, 8 tasks | 10.00 |  | 1.50 (1.25 to 1.75), 7 MiB |",
+        "| 5-way 1-shot, 1 step, 32 tasks, 8 at once | 2.00, 1,234 MiB | 1.50 (1.20 to 2.05), 100 MiB |  |",
+        "| 20-way 1-shot, 5 steps, 8 tasks, 2 at once | 10.00 |  | 1.50 (1.25 to 1.75), 7 MiB |",
         "",
-        "| ms a task, tasks at once | 1 | 2 | 16 |",
-        "| --- | --- | --- | --- |",
-        "| 5-way 1-shot, 1 step | 2.50 | **1.50** | 2.00 |",
-        "| 20-way 1-shot, 5 steps | **7.12** | 8.00 |  |",
-        "",
-        "Fastest tasks at once here: 2 for 5-way 1-shot, 1 step; 1 for 20-way 1-shot, 5 steps; the default is 8, "
+        "Fastest tasks at once here: 2 for 5-way 1-shot, 1 step; 1 for 20-way 1-shot, 5 steps; "
         "`--model.learner.init_args.tasks_at_once N` sets it.",
         "a processor, 2 threads, torch 2.9, higher 0.2.1, median of 3 pairs, load 0.25 in the minute before.",
     ]
@@ -312,9 +310,8 @@ def test_tables_hold_ratios_with_spread_memory_and_the_fastest_in_bold(report: d
 
 def test_kept_memory_and_a_gpu_are_told(report: dict[str, Any]) -> None:
     report |= {"keep_memory": True, "device": "cuda"}
-    *_, fastest, facts = markdown_tables(report).splitlines()
+    *_, fastest, facts = markdown_table(report).splitlines()
     assert fastest == benchmark_maml.fastest(report)
-    assert "; the default is all, " in fastest
     assert "higher 0.2.1, memory kept, median of 3 pairs" in facts
 
 

@@ -16,6 +16,8 @@ from snail import SNAIL, evaluate
 from snail.datasets import Glyphs
 from snail.experiments import cli, runs
 from snail.experiments.cli import main
+from snail.files import file_hash
+from snail.results import record_text
 
 SMALL = [
     *("--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.precision=32-true"),
@@ -74,7 +76,7 @@ def test_fit_on_built_in_data_prints_and_keeps_result_and_comparisons(trained: P
         assert (record["dataset"], record["split"]) == ("glyphs", "seed0/test")
         assert (record["ways"], record["shots"], record["episodes"], record["seed"]) == (5, 1, 5, 0)
         assert record["batch_norm"] == "inductive" and 0 <= record["accuracy"] <= 100 and record["ci95"] >= 0
-    assert records[-1]["checkpoint"] == runs.file_hash(trained / "runs" / "small" / "best.ckpt")
+    assert records[-1]["checkpoint"] == file_hash(trained / "runs" / "small" / "best.ckpt")
 
 
 def test_fit_of_a_taken_name_gets_a_number(copy_of_run: Path) -> None:
@@ -191,7 +193,7 @@ def test_fit_last_with_none_found_is_an_error(here: Path, capfd: pytest.CaptureF
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(
     copy_of_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = runs.file_hash(copy_of_run / "last.ckpt")
+    before = file_hash(copy_of_run / "last.ckpt")
 
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
@@ -199,7 +201,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         runs.AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, copy_of_run / "last.ckpt")
-    assert runs.file_hash(copy_of_run / "last.ckpt") == before
+    assert file_hash(copy_of_run / "last.ckpt") == before
 
 
 # -- validate and test --------------------------------------------------------------------------------------------
@@ -229,10 +231,10 @@ def test_test_keeps_the_models_own_shots(copy_of_run: Path) -> None:
 
 
 def test_resuming_from_an_older_checkpoint_is_a_run_of_its_own(copy_of_run: Path) -> None:
-    last = runs.file_hash(copy_of_run / "last.ckpt")
+    last = file_hash(copy_of_run / "last.ckpt")
     assert main(["fit", "--ckpt_path", str(copy_of_run / "best.ckpt")]) == 0
     assert (copy_of_run.parent / "small-2" / "last.ckpt").exists()
-    assert runs.file_hash(copy_of_run / "last.ckpt") == last
+    assert file_hash(copy_of_run / "last.ckpt") == last
 
 
 def test_a_resume_that_fails_leaves_the_config(copy_of_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -425,7 +427,7 @@ def test_configs_lists_every_config_with_the_results_it_gave(capfd: pytest.Captu
         assert name in printed
         results = cli.SHIPPED / "results" / name / "results.json"
         for record in json.loads(results.read_text()) if results.exists() else []:
-            assert f"{record['accuracy']:.2f} ± {record['ci95']:.2f} %" in printed
+            assert record_text(record) in printed
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"]])

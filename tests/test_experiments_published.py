@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from snail.experiments.published import with_published
-from snail.results import results_table
+from snail.results import results_markdown
 
 
 def record(**changed: Any) -> dict[str, Any]:
@@ -44,12 +44,12 @@ def test_what_was_not_trained_has_no_published_figure() -> None:
 
 def test_steps_taken_stand_beside_those_of_the_paper() -> None:
     given = record()
-    line = results_table([with_published(given)], markdown=True).splitlines()[-1]
+    line = results_markdown([with_published(given)]).splitlines()[-1]
     assert line.endswith("| 3,000 of the paper's 60,000 steps, 52 min on a processor |")
     assert "published_steps" not in given["training"]  # the record itself stays as it was
 
 
 def test_classes_trained_on_are_told() -> None:
     training = {**record()["training"], "on": "training and validation characters"}
-    line = results_table([with_published(record(learner="ProtoNet", training=training))], markdown=True)
+    line = results_markdown([with_published(record(learner="ProtoNet", training=training))])
     assert "| 3,000 steps, training and validation characters, 52 min on a processor |" in line

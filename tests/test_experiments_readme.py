@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snail.experiments.benchmark import markdown_table
+from snail.experiments import benchmark, benchmark_maml
 from snail.experiments.cli import SHIPPED, main
 
 ROOT = Path(__file__).parents[1]
@@ -98,12 +98,19 @@ def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> No
     for path in SHIPPED.glob("results/*/results.json"):
         assert (path.parent / "config.yaml").is_file()
         for record in json.loads(path.read_text()):
-            for key in ("dataset", "split", "split_hash", "ways", "shots", "queries", "episodes", "seed", "learner"):
+            for key in ("dataset", "split", "split_hash", "shots", "queries", "episodes", "seed", "learner", "network"):
                 assert record[key] is not None
+            assert (record["ways"] is None) == ("mse" in record)  # regression alone has no ways
             assert record["ci95"] > 0 and record["batch_norm"] and record["hardware"] and record["versions"]
 
 
 def test_readme_benchmark_is_what_the_file_holds() -> None:
     report = json.loads((SHIPPED / "results" / "benchmark" / "benchmark.json").read_text())
     assert report["quick"] is False
-    assert between("snail benchmark") == markdown_table(report)
+    assert between("snail benchmark") == benchmark.markdown_table(report)
+
+
+def test_readme_benchmark_of_maml_is_what_the_file_holds() -> None:
+    report = json.loads((SHIPPED / "results" / "benchmark" / "benchmark_maml.json").read_text())
+    assert report["quick"] is False
+    assert between("snail benchmark maml") == benchmark_maml.markdown_table(report)

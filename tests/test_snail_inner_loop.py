@@ -346,10 +346,21 @@ def test_tasks_are_computed_as_many_at_once_as_is_said() -> None:
         learner(*given(episode(5)))
         assert seen == expected * 2
     seen.clear()
-    learner(*given(episode(2 * learner.tasks_on_cpu + 1)))
-    assert seen == [learner.tasks_on_cpu] * 2 + [1]
-    assert learner.tasks_together("cuda") is None  # all
-    assert learned(tasks_at_once=3).tasks_together("cuda") == 3
+    batch = episode(5)
+    learner.numbers_on_cpu = 2 * batch.support_x[0].numel() + 1
+    learner(*given(batch))
+    assert seen == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "together"),
+    [((32, 5, 1, 28, 28), 7), ((32, 20, 1, 28, 28), 1), ((4, 5, 3, 84, 84), 1), ((25, 10, 1), 3000)],
+)
+def test_tasks_are_computed_as_many_at_once_as_suits_their_size(shape: tuple[int, ...], together: int) -> None:
+    support_x = torch.empty(shape, device="meta")
+    assert learned().tasks_together(support_x) == len(support_x)  # not on a CPU: all
+    assert learned().tasks_together(torch.empty(1, device="cpu").expand(shape)) == together
+    assert learned(tasks_at_once=3).tasks_together(support_x) == 3
 
 
 def transductive_loss(network: nn.Module, batch: Episode, rate: float, steps: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snail import Result
-from snail.results import IDENTITY, merge_results, read_results, results_table
+from snail.results import IDENTITY, merge_results, read_results, results_markdown, results_table
 
 
 def row(**changed: Any) -> dict[str, Any]:
@@ -142,20 +142,45 @@ def test_results_table_mentions_every_row() -> None:
     ]
 
 
-def test_results_table_of_nothing_says_so() -> None:
-    assert results_table([]) == "no results"
+def test_tables_of_nothing_say_so() -> None:
+    assert results_table([]) == results_markdown([]) == "no results"
 
 
-def test_results_table_shows_what_was_published_and_what_training_took() -> None:
+def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_setting() -> None:
     training = {"steps": 3500, "seconds": 2520.4, "hardware": "a processor"}
-    head, _, line = results_table([row(published="99.07 ± 0.16", training=training)], markdown=True).splitlines()
-    assert "| paper |" in head and head.endswith("| trained |")
-    assert "| 99.07 ± 0.16 |" in line and line.endswith("| 3,500 steps, 42 min on a processor |")
-
-
-def test_results_table_is_markdown_when_asked() -> None:
-    assert results_table([row()], markdown=True).splitlines() == [
-        "| learner | data | ways | shots | accuracy (95 % interval) | episodes | batch norm |",
+    snail = {"dataset": "omniglot", "split": "vinyals/test", "training": training}
+    records = [
+        row(),
+        row(**snail, ways=20, shots=1, accuracy=93.0),
+        row(**snail, ways=5, shots=5, accuracy=98.765, ci95=0.125, published="99.78 ± 0.09"),
+        row(**snail, ways=5, shots=5, accuracy=97.0, learner="MAML", inner_steps=3, batch_norm="transductive"),
+    ]
+    assert results_markdown(records).splitlines() == [
+        "**made-up all/test**: accuracy in % ± 95 % interval",
+        "",
+        "| learner | 5-way 1-shot | batch norm | episodes |",
+        "| --- | --- | --- | --- |",
+        "| SNAIL | 90.00 ± 1.00 | inductive | 100 |",
+        "",
+        "**omniglot vinyals/test**: accuracy in % ± 95 % interval (published)",
+        "",
+        "| learner | inner steps | 5-way 5-shot | 20-way 1-shot | batch norm | episodes | trained |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        "| SNAIL | made-up all/test | 5 | 1 | 90.00 ± 1.00 % | 100 | inductive |",
+        "| SNAIL |  | 98.77 ± 0.12 (99.78 ± 0.09) | 93.00 ± 1.00 | inductive | 100 | "
+        "3,500 steps, 42 min on a processor |",
+        "| MAML | 3 | 97.00 ± 1.00 |  | transductive | 100 | 3,500 steps, 42 min on a processor |",
+    ]
+
+
+def test_results_markdown_of_regression_has_a_line_for_each_number_of_inner_steps() -> None:
+    def wave(shots: int, inner_steps: int, mse: float) -> dict[str, Any]:
+        record = row(ways=None, shots=shots, inner_steps=inner_steps, mse=mse, ci95=0.1)
+        del record["accuracy"]
+        return record
+
+    assert results_markdown([wave(10, 1, 0.5), wave(5, 0, 3.0), wave(5, 1, 0.75)]).splitlines()[2:] == [
+        "| learner | inner steps | 5-shot | 10-shot | batch norm | episodes |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| SNAIL | 1 | 0.750 ± 0.100 | 0.500 ± 0.100 | inductive | 100 |",
+        "| SNAIL | 0 | 3.000 ± 0.100 |  | inductive | 100 |",
     ]
