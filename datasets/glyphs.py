@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
+
+from .decoding import ink_of, pixels_of
 from .drawing import draw_glyphs
 from .images import Images
 from .module import ImageData
+from .prepared import Pixels
 
 __all__ = ["Glyphs"]
 
 CLASSES = {"train": 1000, "val": 100, "test": 200}
 DRAWINGS = 20
+SIZE = 28  # pixels a side
 
 
 class Glyphs(ImageData):
@@ -25,6 +30,7 @@ class Glyphs(ImageData):
     """
 
     dataset = "glyphs"
+    ink = True
     default_test_episodes = 1000  # a first run is over in minutes
 
     def __init__(self, glyph_seed: int = 0, **kwargs: Any) -> None:
@@ -37,4 +43,8 @@ class Glyphs(ImageData):
         parts = list(CLASSES)
         first = sum(CLASSES[before] for before in parts[: parts.index(part)])
         names = [f"seed{self.glyph_seed}/glyph{first + i:04d}" for i in range(CLASSES[part])]
-        return Images.from_classes(draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first), names)
+        return Images.from_classes(draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first, size=SIZE), names)
+
+    def to_pixels(self, picture: Image.Image) -> Pixels:
+        """See ``ImageData.to_pixels``: 28x28, ink 255 on 0, whichever of ink and paper was the lighter."""
+        return pixels_of(ink_of(picture, SIZE))

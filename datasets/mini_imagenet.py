@@ -7,12 +7,30 @@ from typing import Any
 
 from PIL import Image
 
+from .download import RemoteFile, download
 from .images import Images
 from .mini_imagenet_reader import IMAGES, SIZE, find_source, mini_imagenet_classes, to_pixels
 from .module import ImageData
 from .prepared import Pixels, Source, cache_places, open_prepared, prepare
 
-__all__ = ["MiniImageNet", "prepare_mini_imagenet"]
+__all__ = ["MiniImageNet", "download_mini_imagenet", "prepare_mini_imagenet"]
+
+ARCHIVE = "https://zenodo.org/records/7978538/files"
+CACHES = tuple(  # learn2learn's copies of the pickled caches of Ren et al.
+    RemoteFile(
+        f"mini-imagenet-cache-{name}.pkl",
+        (f"{ARCHIVE}/mini-imagenet-cache-{name}.pkl?download=1", f"{ARCHIVE}/mini-imagenet-cache-{name}.pkl"),
+        size,
+        md5,
+        "md5",
+    )
+    for name, size, md5 in (
+        ("train", 1_145_461_190, "ee4e80dc7b716f3ceec891d199b5277a"),
+        ("validation", 292_661_258, "c1145a80890b88d54a67d6e0022d53a5"),
+        ("test", 353_647_539, "389b6c59d348b2e1ae9610f00a5e6724"),
+    )
+)
+"""Their sizes and hashes are those that the archive tells; they were not fetched from where this was written."""
 
 
 class MiniImageNet(ImageData):
@@ -81,6 +99,18 @@ def prepare_mini_imagenet(root: Path, part: str, *, source: Path | None = None) 
     images = open_prepared(path)
     assert images is not None  # it was just made
     return images
+
+
+def download_mini_imagenet(root: Path) -> None:
+    """Fetch the pickled caches of all parts into ``root``, 1.8 GB; those that are there already stay.
+
+    The images are ImageNet's, and its terms hold: research and teaching, not for profit.
+
+    Raises:
+        RuntimeError: If they cannot be fetched.
+    """
+    for file in CACHES:
+        download(file, root)
 
 
 def check_source(source: Source, part: str) -> None:

@@ -172,6 +172,8 @@ class ImageData(EpisodeData):
 
     ways: int
     train_ways: int
+    ink = False
+    """Whether images are drawings, their ink 1 on 0; they are shown dark on light."""
 
     def __init__(self, ways: int = 5, train_ways: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
+from .decoding import ink_of, pixels_of
 from .images import Images
 from .module import ImageData
-from .omniglot_reader import download_omniglot, omniglot_split, read_omniglot
+from .omniglot_reader import SIZE, download_omniglot, omniglot_split, read_omniglot
+from .prepared import Pixels
 
 __all__ = ["Omniglot"]
 
@@ -32,6 +35,7 @@ class Omniglot(ImageData):
     """
 
     dataset = "omniglot"
+    ink = True
 
     def __init__(
         self,
@@ -61,6 +65,10 @@ class Omniglot(ImageData):
     def prepare_data(self) -> None:
         """Download what is missing."""
         download_omniglot(self.root)
+
+    def to_pixels(self, picture: Image.Image) -> Pixels:
+        """See ``ImageData.to_pixels``: 28x28, ink 255 on 0, whichever of ink and paper was the lighter."""
+        return pixels_of(ink_of(picture, SIZE))
 
     def load(self, part: str) -> Images:
         """See ``ImageData.load``."""

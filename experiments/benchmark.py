@@ -2,7 +2,8 @@
 
 Two ways to the same numbers are timed in turn, A B A B ..., on one model in one process, so that what else the machine
 does falls on both. What is quoted is their ratio. Before a pair is timed it must agree in float64.
-``snail benchmark maml`` (``benchmark_maml``) does the same for MAML's meta-step.
+``snail benchmark maml`` (``benchmark_maml``) does the same for MAML's meta-step, ``snail benchmark data``
+(``benchmark_data``) for the drawing of episodes.
 
 Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``t`` step, ``c`` channels.
 """
@@ -17,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,10 @@ from snail.evaluation import describe
 from snail.files import replacing
 
 from .levers import keep_memory
+from .options import OptionParser, check_output, whole_number
 
 __all__ = [
     "OneQueryASequence",
-    "OptionParser",
     "about_run",
     "check_options",
     "compare",
@@ -41,7 +42,6 @@ __all__ = [
     "read_again",
     "read_on",
     "take_turns",
-    "whole_number",
 ]
 
 SETTINGS = ((5, 1), (5, 5), (20, 5))  # ways, shots
@@ -271,29 +271,6 @@ def about_run(learner: Learner, options: argparse.Namespace, device: str = "cpu"
     return report | {"keep_memory": options.keep_memory}
 
 
-class OptionParser(argparse.ArgumentParser):
-    """A parser of options whose errors are ``ValueError`` of one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """See ``argparse.ArgumentParser.error``.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(message)
-
-
-def whole_number(text: str) -> int:
-    """An option's value that counts something.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is not a whole number of at least 1.
-    """
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
-
-
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(
         prog="snail benchmark",
@@ -308,7 +285,8 @@ streamed step   a sequence read step by step with a state, against recomputing t
 The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the threads of both
 ({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.
 
-`snail benchmark maml` times another thing, a meta-step of MAML; its options: `snail benchmark maml --help`.""",
+`snail benchmark maml` times another thing, a meta-step of MAML, and `snail benchmark data` how fast episodes are
+drawn; both have a --help of their own.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
     add("--output", type=Path, default="benchmark.json", help="file for every number, overwritten" + default)
@@ -334,8 +312,7 @@ def check_options(options: argparse.Namespace) -> argparse.Namespace:
     """
     if options.show is not None:
         return options
-    if options.output.is_dir() or not options.output.parent.is_dir():
-        raise ValueError(f"--output {options.output} must name a file in a folder that exists")
+    check_output(options.output)
     if options.keep_memory and not keep_memory():
         raise ValueError("the C library of this machine cannot be told to keep memory; leave out --keep_memory")
     return options
@@ -357,6 +334,10 @@ def main(argv: Sequence[str]) -> int:
         from .benchmark_maml import main as benchmark_maml
 
         return benchmark_maml(argv[1:])
+    if argv[:1] == ["data"]:
+        from .benchmark_data import main as benchmark_data
+
+        return benchmark_data(argv[1:])
     options = _options(argv)
     if options.show is not None:
         print(markdown_table(json.loads(options.show.read_text())))

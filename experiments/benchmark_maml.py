@@ -33,15 +33,14 @@ from snail import MAML, Conv4, Episode
 from snail.files import replacing
 
 from .benchmark import (
-    OptionParser,
     about_run,
     check_options,
     largest_difference,
     ratios_to,
     take_turns,
-    whole_number,
 )
 from .levers import keep_memory
+from .options import OptionParser, whole_number
 
 __all__ = ["PEERS", "WAYS", "Setting", "main", "markdown_table", "meta_gradient", "plain_loop"]
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from pydoc import locate
 
@@ -21,6 +21,7 @@ __all__ = ["main"]
 
 SHIPPED = Path(str(resources.files("snail.experiments")))  # configs and the results that they gave
 TRAINER_COMMANDS = ("fit", "validate", "test")
+OWN_COMMANDS = {"predict": ".predict", "data": ".data_command", "benchmark": ".benchmark"}  # and where their main is
 BUILT_IN = "glyphs_5way"  # what `snail fit` without a config is called
 
 HELP = """usage: snail <command> [options]
@@ -31,9 +32,12 @@ commands:
   fit        train; with no option at all: SNAIL on the built-in data, tested at the end
   validate   score a run on validation classes    (--ckpt_path RUN, or the --config of what needs no training)
   test       score a run on test classes          (likewise)
+  predict    sort a folder of pictures into classes of which a few pictures each are given, with a trained run
+  data       make a data set ready and check it: miniImageNet in all its forms, Omniglot, your own folder
   configs    list the configs that ship with the package, with the figure each should give
   results    print results.json of one or more runs as a table  (snail results RUN ...)
-  benchmark  time a training step and a streamed step against the plain way; benchmark maml: a meta-step of MAML
+  benchmark  time a training step and a streamed step against the plain way; benchmark maml: a meta-step of MAML;
+             benchmark data: episodes a second
 
 `snail <command> --help` explains the options. --debug anywhere shows the traceback of an error. --trust PACKAGE lets
 the config that comes with a checkpoint name classes of a package besides snail, torch and torchvision."""
@@ -93,12 +97,12 @@ def _run(argv: list[str], debug: bool) -> int:
     if command == "results":
         print(list_results(rest))
         return 0
-    if command == "benchmark":
-        from .benchmark import main as benchmark
-
-        return benchmark(rest)
+    if command in OWN_COMMANDS:
+        run = import_module(OWN_COMMANDS[command], __package__)  # only when asked for: torch is slow to import
+        status: int = run.main(rest)
+        return status
     if command not in TRAINER_COMMANDS:
-        known = ", ".join([*TRAINER_COMMANDS, "configs", "results", "benchmark"])
+        known = ", ".join([*TRAINER_COMMANDS, "configs", "results", *OWN_COMMANDS])
         raise ValueError(f"there is no command {command!r}; choose one of {known}")
     _run_trainer(command, rest, debug)
     return 0

@@ -15,7 +15,7 @@ from snail.datasets import Episodes
 from snail.evaluation import METRICS, as_parameters, metric_in
 from snail.learner import Learner
 
-__all__ = ["draw_curves", "draw_episodes", "draw_learning_curve"]
+__all__ = ["draw_answers", "draw_curves", "draw_episodes", "draw_images", "draw_learning_curve"]
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
 
@@ -58,7 +58,9 @@ def draw_learning_curve(metrics: Path, picture: Path, *, chance: float | None, t
     figure.savefig(picture, dpi=120)
 
 
-def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title: str, rows: int = 4) -> None:
+def draw_episodes(
+    learner: Learner, episodes: Episodes, picture: Path, *, title: str, ink: bool = False, rows: int = 4
+) -> None:
     """A few 1-query episodes: the support with its labels, each query with the answer and how sure it was.
 
     Args:
@@ -66,6 +68,7 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
         episodes: The first ``rows`` of them are drawn, their first three queries each.
         picture: The PNG to write.
         title: What the picture shows.
+        ink: Whether the images are ink, 1 on 0, to be drawn dark on light.
         rows: Number of episodes.
     """
     rows, questions = min(rows, episodes.count), 3
@@ -87,13 +90,80 @@ def draw_episodes(learner: Learner, episodes: Episodes, picture: Path, *, title:
         sure = answer[0].float().softmax(-1).cpu()
         order = episode.support_y[0].argsort(stable=True)[:columns]
         for axes, item in zip(row, order.tolist(), strict=False):
-            _image(axes, episode.support_x[0, item], str(int(episode.support_y[0, item])), "black")
+            _image(axes, episode.support_x[0, item], str(int(episode.support_y[0, item])), "black", ink=ink)
         for item in range(queries):
             said, truth = int(sure[item].argmax()), int(episode.query_y[0, item])
             text = f"{said}  {sure[item, said]:.0%}" if said == truth else f"{said}, is {truth}"
-            _image(row[columns + 1 + item], episode.query_x[0, item], text, BLUE if said == truth else ORANGE)
+            color = BLUE if said == truth else ORANGE
+            _image(row[columns + 1 + item], episode.query_x[0, item], text, color, ink=ink)
     grid[0][0].annotate("support", (0, 1.45), xycoords="axes fraction", color=GREY)
     grid[0][columns + 1].annotate("queries, answered", (0, 1.45), xycoords="axes fraction", color=GREY)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_answers(
+    queries: torch.Tensor,
+    answers: Sequence[str],
+    support: torch.Tensor,
+    labels: Sequence[str],
+    weights: torch.Tensor | None,
+    picture: Path,
+    *,
+    title: str,
+    ink: bool = False,
+    beside: int = 4,
+) -> None:
+    """Unlabelled images with their answers, and beside each the labelled ones that it owes its answer to the most.
+
+    Args:
+        queries: ``(q, c, h, w)``.
+        answers: What to write on each.
+        support: ``(s, c, h, w)``.
+        labels: The class of each.
+        weights: How much each answer owes to each support image, ``(q, s)``; ``None`` where that is not known, and
+            then the first ones are drawn.
+        picture: The PNG to write.
+        title: What the picture shows.
+        ink: Whether the images are ink, 1 on 0, to be drawn dark on light.
+        beside: Support images beside each.
+    """
+    rows, beside = len(queries), min(beside, len(support))
+    figure = Figure(figsize=(1.5 * (beside + 1.4), 1.6 * rows + 0.6), layout="constrained")
+    widths = [1, 0.4, *[1] * beside]
+    grid = figure.subplots(
+        rows, len(widths), squeeze=False, width_ratios=widths, subplot_kw={"xticks": (), "yticks": ()}
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for i, row in enumerate(grid):
+        _image(row[0], queries[i], answers[i], BLUE, ink=ink)
+        most = range(beside) if weights is None else weights[i].argsort(descending=True)[:beside].tolist()
+        for axes, item in zip(row[2:], most, strict=True):
+            text = labels[item] if weights is None else f"{labels[item]}  {float(weights[i, item]):.0%}"
+            _image(axes, support[item], text, "black", ink=ink)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_images(rows: Sequence[tuple[str, torch.Tensor]], picture: Path, *, title: str, ink: bool = False) -> None:
+    """A contact sheet: a row of images for each class.
+
+    Args:
+        rows: What each class is called, and some of its images, ``(m, c, h, w)``.
+        picture: The PNG to write.
+        title: What the picture shows.
+        ink: Whether the images are ink, 1 on 0, to be drawn dark on light.
+    """
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(0.9 * columns + 1.5, 0.9 * len(rows) + 0.5), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, subplot_kw={"xticks": (), "yticks": ()})
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, (name, images) in zip(grid, rows, strict=True):
+        for axes, image in zip(line, images, strict=False):
+            _image(axes, image, "", "black", ink=ink)
+        line[0].annotate(name, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=8)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
 
@@ -127,6 +197,7 @@ def draw_curves(episodes: Episode, answers: torch.Tensor, labels: Sequence[str],
     figure.savefig(picture, dpi=120)
 
 
-def _image(axes: Axes, image: torch.Tensor, text: str, color: str) -> None:
-    axes.imshow(1 - image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+def _image(axes: Axes, image: torch.Tensor, text: str, color: str, *, ink: bool) -> None:
+    shown = 1 - image if ink else image
+    axes.imshow(shown.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(text, fontsize=9, color=color, pad=2)

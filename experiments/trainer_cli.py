@@ -361,6 +361,7 @@ class SnailCLI(LightningCLI):
             self.datamodule.episodes(part, shots=shots),
             picture,
             title=f"{self.datamodule.ways}-way {shots}-shot, {part} classes: label given, label answered",
+            ink=self.datamodule.ink,
         )
         self._say(f"episodes with answers: {picture}")
 

@@ -258,17 +258,25 @@ class AttentionBlock(Block):
     def branch(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
         """See ``Block.branch``."""
         query, key, value = self._project(x)
-        past_keys, past_values = state
-        past_logits = query @ past_keys.transpose(1, 2)  # (b, q, t)
-        own_logit = (query * key).sum(-1, keepdim=True)  # (b, q, 1): an item sees itself, never its siblings
-        logits = torch.cat([past_logits, own_logit], dim=-1)
-        past, own = logits.softmax(dim=-1).to(value.dtype).tensor_split([-1], dim=-1)
-        read = past @ past_values + own * value
+        weights = self._attend_past_and_self(query, key, state[0]).to(value.dtype)
+        past, own = weights.tensor_split([-1], dim=-1)
+        read = past @ state[1] + own * value
         return torch.cat([x, read.to(x.dtype)], dim=-1)
+
+    def branch_weights(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        """How much each item of a branch reads of each of the t steps before it and, last, of itself: (b, q, t + 1)."""
+        query, key, _ = self._project(x)
+        return self._attend_past_and_self(query, key, state[0])
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.project(x).split([self.key_size, self.key_size, self.value_size], dim=-1)
         return query / math.sqrt(self.key_size), key, value
+
+    @staticmethod
+    def _attend_past_and_self(query: Tensor, key: Tensor, past_keys: Tensor) -> Tensor:
+        past_logits = query @ past_keys.transpose(1, 2)  # (b, q, t)
+        own_logit = (query * key).sum(-1, keepdim=True)  # (b, q, 1): an item sees itself, never its siblings
+        return torch.cat([past_logits, own_logit], dim=-1).softmax(dim=-1)
 
     @staticmethod
     def _attend(query: Tensor, key: Tensor) -> Tensor:

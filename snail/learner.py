@@ -32,6 +32,12 @@ class Learner(nn.Module, ABC):
     needs_training: bool = True
     """Whether it has to be trained before it is worth scoring."""
 
+    ways: int | None = None
+    """The number of classes that it answers; ``None`` if it takes any."""
+
+    max_shots: int | None = None
+    """The most examples of a class that it takes; ``None`` if it takes any number."""
+
     @property
     def batch_norm(self) -> str:
         """How batch norm is used when episodes are scored, as printed beside every result."""
@@ -69,6 +75,10 @@ class Learner(nn.Module, ABC):
         """One answer for each of ``variants``, ``(v, b, q, n)``; the arguments are those of ``forward``."""
         answer: Tensor = self(support_x, support_y, query_x)
         return answer.unsqueeze(0)
+
+    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor | None:
+        """How much each answer owes to each support item, ``(b, q, s)``, to be looked at; ``None`` if none can tell."""
+        return None
 
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise on a batch of episodes, and what is worth logging beside it.
@@ -134,6 +144,11 @@ class EmbeddingLearner(Learner):
         embedded = self.embedding(items.flatten(0, 1)).unflatten(0, items.shape[:2])
         support, query = embedded.tensor_split([support_x.shape[1]], dim=1)
         return support, query
+
+    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """See ``Learner.attention``: a softmax over how near the embeddings are, minus the squared distance."""
+        support, query = self.embed(support_x, query_x)
+        return (-torch.cdist(precise(query), precise(support)).square()).softmax(-1)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """See ``Learner.forward``."""

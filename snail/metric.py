@@ -41,14 +41,28 @@ class ProtoNet(EmbeddingLearner):
 
     Args:
         embedding: Any module from ``(items, *item)`` to ``(items, c)``.
+        scale: What squared distances are multiplied by before the softmax, 1 in the paper. They grow with the number
+            of channels; a wide embedding begins with answers that are far too sure, and learns faster with less.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, n one more than the largest label in the support.
+
+    Raises:
+        ValueError: If ``scale`` is not positive.
     """
+
+    def __init__(self, embedding: nn.Module, *, scale: float = 1.0) -> None:
+        super().__init__(embedding)
+        self.scale = _positive(scale)
+
+    @property
+    def note(self) -> str:
+        """See ``Learner.note``; it tells of a scale other than the paper's."""
+        return "" if self.scale == 1 else f"scale {self.scale:g}"
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
-        return prototype_logits(precise(support), support_y, precise(query), _ways(support_y))
+        return self.scale * prototype_logits(precise(support), support_y, precise(query), _ways(support_y))
 
 
 class MatchingNetwork(EmbeddingLearner):
@@ -78,9 +92,7 @@ class MatchingNetwork(EmbeddingLearner):
         super().__init__(embedding)
         if similarity not in ("cosine", "euclidean"):
             raise ValueError(f"similarity is {similarity!r}; choose cosine or euclidean")
-        if scale <= 0:
-            raise ValueError(f"scale is {scale:g}; it must be positive")
-        self.similarity, self.scale = similarity, scale
+        self.similarity, self.scale = similarity, _positive(scale)
 
     @property
     def note(self) -> str:
@@ -134,6 +146,12 @@ def _distances(query: Tensor, support: Tensor) -> Tensor:
     """``(b, q, c)`` against ``(b, s, c)``: ``(b, q, s)``."""
     # Differences squared, not a matrix product: exact, and the same however many queries there are.
     return torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _positive(scale: float) -> float:
+    if scale <= 0:
+        raise ValueError(f"scale is {scale:g}; it must be positive")
+    return scale
 
 
 def _ways(support_y: Tensor) -> int:

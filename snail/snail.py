@@ -5,9 +5,10 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``k`` s
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, Stack, TCBlock
+from .blocks import AttentionBlock, Block, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
 from .metric import prototype_logits
@@ -86,6 +87,21 @@ class SNAIL(EmbeddingLearner):
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
+        _, state = self.network.step(self._sequence(support, support_y))
+        return self.network.branch(serialize(query, None, self.ways), state)
+
+    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """See ``Learner.attention``: the mean over the three attention blocks."""
+        support, query = self.embed(support_x, query_x)
+        _, state = self.network.step(self._sequence(support, support_y))
+        x, weights = serialize(query, None, self.ways), []
+        for block, before in zip(self.network.blocks, state, strict=True):
+            if isinstance(block, AttentionBlock):
+                weights.append(block.branch_weights(x, before)[..., :-1])
+            x = block.branch(x, before) if isinstance(block, Block) else block(x)
+        return torch.stack(weights).mean(0)
+
+    def _sequence(self, support: Tensor, support_y: Tensor) -> Tensor:
         if support.shape[-1] != self.embedding_dim:
             raise ValueError(
                 f"the embedding has {support.shape[-1]} channels, but embedding_dim is {self.embedding_dim}; set it so"
@@ -95,5 +111,4 @@ class SNAIL(EmbeddingLearner):
                 f"an episode of {support.shape[1]} support items is longer than this SNAIL was built for: "
                 f"{self.ways} ways x {self.max_shots} shots; build it with a larger max_shots"
             )
-        _, state = self.network.step(serialize(support, support_y, self.ways))
-        return self.network.branch(serialize(query, None, self.ways), state)
+        return serialize(support, support_y, self.ways)

@@ -170,3 +170,13 @@ def test_matching_network_notes_what_the_paper_has_not() -> None:
 def test_matching_network_refuses_what_it_does_not_know(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MatchingNetwork(nn.Identity(), **options)  # type: ignore[arg-type]
+
+
+def test_scale_of_protonet_multiplies_the_squared_distances_and_is_told() -> None:
+    torch.manual_seed(0)
+    support, labels, query = torch.rand(2, 6, 4), torch.tensor([[0, 1, 2, 0, 1, 2]] * 2), torch.rand(2, 3, 4)
+    plain, scaled = ProtoNet(nn.Identity()), ProtoNet(nn.Identity(), scale=0.25)
+    torch.testing.assert_close(scaled.answer(support, labels, query), plain.answer(support, labels, query) / 4)
+    assert (plain.note, scaled.note) == ("", "scale 0.25")
+    with pytest.raises(ValueError, match="scale is 0; it must be positive"):
+        ProtoNet(nn.Identity(), scale=0)

@@ -1,0 +1,42 @@
+"""What the commands besides the trainer's share in reading their options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["OptionParser", "check_output", "whole_number"]
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of options whose errors are ``ValueError`` of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ``argparse.ArgumentParser.error``.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(message)
+
+
+def whole_number(text: str) -> int:
+    """An option's value that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is not a whole number of at least 1.
+    """
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done.
+
+    Raises:
+        ValueError: If it is a folder, or in a folder that does not exist.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--output {path} must name a file in a folder that exists")
