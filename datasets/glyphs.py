@@ -43,7 +43,8 @@ class Glyphs(ImageData):
         parts = list(CLASSES)
         first = sum(CLASSES[before] for before in parts[: parts.index(part)])
         names = [f"seed{self.glyph_seed}/glyph{first + i:04d}" for i in range(CLASSES[part])]
-        return Images.from_classes(draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first, size=SIZE), names)
+        drawn = draw_glyphs(CLASSES[part], DRAWINGS, seed=self.glyph_seed, first=first, size=SIZE)
+        return Images.from_classes(drawn, names)
 
     def to_pixels(self, picture: Image.Image) -> Pixels:
         """See ``ImageData.to_pixels``: 28x28, ink 255 on 0, whichever of ink and paper was the lighter."""

@@ -97,16 +97,21 @@ def _of_files(found: str, files: dict[str, list[Path]]) -> Source:
 
 def _csv_rows(path: Path) -> dict[str, list[str]]:
     """The file names of each class."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no table ({error}); is it the file of Ravi & Larochelle?") from error
     if not rows or not {"filename", "label"} <= set(rows[0]):
         raise ValueError(f"{path} has no columns filename and label; is it the file of Ravi & Larochelle?")
     files: dict[str, list[str]] = {}
     for row in rows:
-        name = row["filename"]
-        if Path(name).name != name:
+        name, label = row["filename"], row["label"]
+        if not name or not label:
+            raise ValueError(f"{path} has a line of {name!r} and {label!r}; a file name and a label are needed")
+        if name == ".." or Path(name).name != name:
             raise ValueError(f"{path} names {name!r}, which is not the bare name of a file")
-        files.setdefault(row["label"], []).append(name)
+        files.setdefault(label, []).append(name)
     return files
 
 
@@ -115,17 +120,19 @@ def _csv_form(root: Path, part: str) -> Source | None:
     if not table.is_file():
         return None
     rows = _csv_rows(table)
-    first = next(iter(rows.values()))[0]
+    listed = [file for members in rows.values() for file in members]
     for folder in (root / "images", root, root / part):
-        if (folder / first).is_file():
-            files = {name: [folder / file for file in members] for name, members in rows.items()}
-            missing = [path for paths in files.values() for path in paths if not path.is_file()]
-            if missing:
-                raise ValueError(
-                    f"{len(missing)} of the images that {table} lists are not in {folder}, such as {missing[0].name}; "
-                    f"unpack all of them there"
-                )
-            return _of_files(f"{table.name} and images in {folder.name}/", files)
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        missing = [file for file in listed if file not in there]
+        if len(missing) == len(listed):
+            continue
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of the images that {table} lists are not in {folder}, such as {missing[0]}; unpack "
+                f"all of them there"
+            )
+        files = {name: [folder / file for file in members] for name, members in rows.items()}
+        return _of_files(f"{table.name} and images in {folder.name}/", files)
     return None
 
 
@@ -133,18 +140,24 @@ def _class_folders(folder: Path, names: Sequence[str] | None = None) -> dict[str
     """The images of each class folder below ``folder``; of the classes ``names`` alone if they are given."""
     found = {}
     for below in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if below.is_dir() and (re.fullmatch(r"n\d{8}", below.name) if names is None else below.name in names):
-            if images := sorted(path for path in below.iterdir() if path.suffix.lower() in EXTENSIONS):
-                found[below.name] = images
+        wanted = re.fullmatch(r"n\d{8}", below.name) if names is None else below.name in names
+        if wanted and below.is_dir() and (images := sorted(path for path in below.iterdir() if _is_picture(path))):
+            found[below.name] = images
     return found
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")  # such as macOS's "._n01532829_1.jpg"
+
+
 def _folders_form(root: Path, part: str) -> Source | None:
+    classes = mini_imagenet_classes()
     for name in OTHER_NAMES.get(part, (part,)):
         files = _class_folders(root / name)
+        if len(files) > sum(map(len, classes.values())):  # ImageNet's own, beside its training images
+            continue
         if files and max(map(len, files.values())) <= IMAGES:
             return _of_files(f"a folder for each class in {name}/", files)
-    classes = mini_imagenet_classes()
     for folder in (root, root / "images"):
         files = _class_folders(folder, classes[part])
         if files and max(map(len, files.values())) <= IMAGES:
@@ -158,7 +171,7 @@ IMAGENET_FOLDERS = ("", "train", "ILSVRC2012_img_train", "ILSVRC/Data/CLS-LOC/tr
 def _imagenet_form(root: Path, part: str) -> Source | None:
     for below in IMAGENET_FOLDERS:
         files = _class_folders(root / below, mini_imagenet_classes()[part])
-        if not files or min(map(len, files.values())) <= IMAGES:
+        if max(map(len, files.values()), default=0) <= IMAGES:
             continue
         table = root / f"{part}.csv"
         if not table.is_file():
@@ -170,16 +183,22 @@ def _imagenet_form(root: Path, part: str) -> Source | None:
         chosen = {}
         for name, rows in _csv_rows(table).items():
             # "n0153282900000005.jpg" is the fifth image of the class by the number at the end of its name.
-            by_number = sorted(files.get(name, ()), key=lambda path: int(re.sub(r".*_", "", path.stem)))
-            places = [int(Path(row).stem.removeprefix(name)) - 1 for row in rows]
-            if not by_number or max(places) >= len(by_number):
+            by_number = sorted(files.get(name, ()), key=lambda path: _number(path.stem.rpartition("_")[2], path))
+            places = [_number(Path(row).stem.removeprefix(name), f"{row} in {table}") for row in rows]
+            if not 1 <= min(places) <= max(places) <= len(by_number):
                 raise ValueError(
-                    f"{table} asks for image {max(places) + 1} of class {name}, of which {root / below} holds "
-                    f"{len(by_number)}; is it the whole of ImageNet's training images?"
+                    f"{table} asks for the images {min(places)} to {max(places)} of class {name}, of which "
+                    f"{root / below} holds {len(by_number)}; is it the whole of ImageNet's training images?"
                 )
-            chosen[name] = [by_number[place] for place in places]
+            chosen[name] = [by_number[place - 1] for place in places]
         return _of_files(f"ImageNet's training images in {below or root.name}/", chosen)
     return None
+
+
+def _number(text: str, where: object) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ValueError(f"{where} does not end in the number of an image")
+    return int(text)
 
 
 # -- images in arrays and tables -------------------------------------------------------------------------------------
@@ -208,7 +227,11 @@ def _pickle_form(root: Path, part: str) -> Source | None:
             held = read_pickle(path)
             if not isinstance(held, dict) or not {"image_data", "class_dict"} <= held.keys():
                 raise ValueError(f"{path} holds no image_data and class_dict; is it a cache of miniImageNet?")
-            return held["image_data"], held["class_dict"]
+            images, classes = held["image_data"], held["class_dict"]
+            for label, indices in classes.items():
+                if not len(indices) or not 0 <= min(indices) <= max(indices) < len(images):
+                    raise ValueError(f"{path} gives class {label} images that are not among its {len(images)}")
+            return images, classes
 
         _, classes = content()
         return _of_arrays(path.name, classes, lambda indices: content()[0][np.asarray(indices)])
@@ -221,8 +244,11 @@ def _hdf5_form(root: Path, part: str) -> Source | None:
         if not data.is_file() or not labels.is_file():
             continue
         h5py = _optional("h5py", data)
-        file = h5py.File(data, "r")
-        names = json.loads(labels.read_text())
+        try:
+            file = h5py.File(data, "r")
+            names = json.loads(labels.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{data} or {labels.name} is damaged ({error}); make both anew") from error
         if "datasets" not in file or not set(names) <= set(file["datasets"]):
             raise ValueError(f"{data} lacks classes that {labels.name} lists; make both anew")
         return _of_arrays(f"{data.name} and {labels.name}", {n: file["datasets"][n] for n in names}, lambda d: d[:])
@@ -242,7 +268,10 @@ def _of_tables(paths: Sequence[Path]) -> Source:
     rows: dict[str, list[tuple[int, int]]] = {}  # of each class: the file, and the row in it
     column = ""
     for number, path in enumerate(paths):
-        schema = parquet.read_schema(path)
+        try:
+            schema = parquet.read_schema(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); get it anew") from error
         images = [name for name in ("image", "img", "bytes", "image_bytes") if name in schema.names]
         labels = [name for name in ("label", "labels", "class", "wnid") if name in schema.names]
         if not images or not labels:
@@ -250,6 +279,8 @@ def _of_tables(paths: Sequence[Path]) -> Source:
         column = images[0]
         names = _names_of_labels(schema.metadata or {}, labels[0])
         for row, label in enumerate(parquet.read_table(path, columns=[labels[0]])[labels[0]].to_pylist()):
+            if names and not (isinstance(label, int) and 0 <= label < len(names)):
+                raise ValueError(f"{path} has the label {label!r} in row {row}, but names for 0 to {len(names) - 1}")
             rows.setdefault(names[label] if names else str(label), []).append((number, row))
 
     @cache
@@ -259,8 +290,13 @@ def _of_tables(paths: Sequence[Path]) -> Source:
     def take(places: list[tuple[int, int]]) -> Iterator[Any]:
         for number, row in places:
             value = table(number)[row].as_py()
-            picture = open_picture(value["bytes"] if isinstance(value, dict) else value)
-            yield to_pixels(picture).transpose(1, 2, 0)
+            content = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(content, bytes):
+                raise ValueError(f"{paths[number]} holds no bytes of an image in row {row} of its column {column}")
+            try:
+                yield to_pixels(open_picture(content)).transpose(1, 2, 0)
+            except ValueError as error:
+                raise ValueError(f"{paths[number]}, row {row}: {error}") from error
 
     return _of_arrays(f"{len(paths)} parquet file{'s' * (len(paths) > 1)} such as {paths[0].name}", rows, take)
 

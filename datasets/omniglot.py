@@ -24,8 +24,8 @@ class Omniglot(ImageData):
     Validation and test characters are not turned, and no character is in two parts.
 
     Args:
-        root: Folder that holds, or is to hold, ``omniglot-py``, the folder that torchvision makes. Omniglot is
-            downloaded into it where it is missing.
+        root: Folder that holds, or is to hold, ``omniglot-py`` as torchvision knows it: the zips, or what they
+            hold. Omniglot is downloaded into it where it is missing.
         split: ``vinyals``: 1,028 / 172 / 423 characters, mostly whole alphabets held out; ``random``: the same
             numbers drawn at random, the paper's protocol (of its 1,200 training characters, 172 validate).
         rotations: Whether turned training characters are classes too.

@@ -1,7 +1,7 @@
 """Omniglot as one array: find the drawings, decode them once, split the characters.
 
-The source is what ``torchvision.datasets.Omniglot`` leaves in ``root/omniglot-py``: the extracted folders
-``images_background`` and ``images_evaluation``, or the zips of the same names.
+The source is in ``root/omniglot-py``, as torchvision has it too: the zips ``images_background.zip`` and
+``images_evaluation.zip``, or the folders that are extracted from them.
 """
 
 import io
@@ -9,23 +9,40 @@ import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from http.client import HTTPException
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from snail.files import replacing
 
+from .decoding import ink_of
+from .download import RemoteFile, download
 from .prepared import cache_places
 
 Drawings = npt.NDArray[np.uint8]
 
 FOLDER = "omniglot-py"
 PARTS = {"images_background": 964, "images_evaluation": 659}  # the number of characters in each
+ARCHIVES = {
+    part: RemoteFile(
+        name=f"{part}.zip",
+        addresses=(
+            f"https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{part}.zip",
+            f"https://github.com/brendenlake/omniglot/raw/master/python/{part}.zip",
+        ),
+        size=None,
+        hash=md5,
+        hash_kind="md5",
+    )
+    for part, md5 in (
+        ("images_background", "68d2efa1b9178cc56df9314c21c6e718"),
+        ("images_evaluation", "6b91aef0f799c5bb55b94e3f2daec811"),
+    )
+}
 DRAWINGS = 20  # of each character
 SIZE = 28  # pixels a side, from 105
 SPLITS = ("vinyals", "random")
@@ -74,7 +91,7 @@ def read_omniglot(root: Path, *, progress: bool = True) -> tuple[list[str], Draw
 
 
 def download_omniglot(root: Path) -> None:
-    """Fetch with torchvision those parts of Omniglot that are complete neither as a folder nor as a zip.
+    """Fetch the zips of those parts of Omniglot that are complete neither as a folder nor as a zip.
 
     Args:
         root: the folder that is to hold ``omniglot-py``.
@@ -91,15 +108,11 @@ def download_omniglot(root: Path) -> None:
             trouble = f"{error}; but "
         except OSError:
             pass
-        from torchvision.datasets import Omniglot  # type: ignore[import-untyped]  # here, as it imports slowly
-
         try:
-            Omniglot(str(root), background=part == "images_background", download=True)
-        except (OSError, HTTPException, *_BROKEN_ZIP) as err:
-            raise RuntimeError(
-                f"{trouble}the download of Omniglot into {root} failed ({err!r}); fetch "
-                f"{' and '.join(f'{name}.zip' for name in PARTS)} by hand and put them into {root / FOLDER}"
-            ) from err
+            download(ARCHIVES[part], root / FOLDER)
+        except RuntimeError as err:
+            archives = " and ".join(archive.name for archive in ARCHIVES.values())
+            raise RuntimeError(f"{trouble}Omniglot is in {archives}, and {err}") from err
 
 
 def omniglot_split(names: Sequence[str], split: str) -> dict[str, list[str]]:
@@ -196,10 +209,7 @@ def _contents(source: Path, members: Sequence[str]) -> Generator[bytes, None, No
 
 def _decode(png: bytes) -> Drawings:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        drawing = ImageOps.invert(image.convert("L"))  # mode "1" would be resized by nearest neighbour
-    # HAMMING keeps strokes at nearly full ink, where BILINEAR fades them, and it commutes with quarter turns,
-    # of which other classes are made, to a grey level, where BOX, BICUBIC and LANCZOS are off by 20 to 60.
-    return np.asarray(drawing.resize((SIZE, SIZE), Image.Resampling.HAMMING))
+        return np.asarray(ink_of(image, SIZE))
 
 
 def _decode_all(parts: Sequence[tuple[Path, dict[str, list[str]]]], progress: bool) -> tuple[list[str], Drawings]:

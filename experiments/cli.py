@@ -21,7 +21,12 @@ __all__ = ["main"]
 
 SHIPPED = Path(str(resources.files("snail.experiments")))  # configs and the results that they gave
 TRAINER_COMMANDS = ("fit", "validate", "test")
-OWN_COMMANDS = {"predict": ".predict", "data": ".data_command", "benchmark": ".benchmark"}  # and where their main is
+OWN_COMMANDS = {  # and where their main is
+    "predict": ".predict",
+    "export": ".loading",
+    "data": ".data_command",
+    "benchmark": ".benchmark",
+}
 BUILT_IN = "glyphs_5way"  # what `snail fit` without a config is called
 
 HELP = """usage: snail <command> [options]
@@ -33,6 +38,7 @@ commands:
   validate   score a run on validation classes    (--ckpt_path RUN, or the --config of what needs no training)
   test       score a run on test classes          (likewise)
   predict    sort a folder of pictures into classes of which a few pictures each are given, with a trained run
+  export     write a run's weights and config without what only training needs, to be kept or handed on
   data       make a data set ready and check it: miniImageNet in all its forms, Omniglot, your own folder
   configs    list the configs that ship with the package, with the figure each should give
   results    print results.json of one or more runs as a table  (snail results RUN ...)

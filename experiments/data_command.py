@@ -112,7 +112,7 @@ def check(options: argparse.Namespace) -> int:
     for part, images in found.items():
         copies = len(images) - len(set(hashes[part]))
         told = f", {copies:,} images are copies of others" if copies else ""
-        print(f"{part}: {_counts(images)}, split hash {split_hash(images.class_names)[:12]}{told}")
+        print(f"{part}: {_counts(images)}{told}")
     wrong = 0
     for one, other in combinations(found, 2):
         names = set(found[one].class_names) & set(found[other].class_names)

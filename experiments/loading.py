@@ -1,20 +1,26 @@
-"""A trained learner out of a run, ready to be used from Python, without a trainer."""
+"""A trained learner out of a run, ready to be used from Python; and a run's weights, to be kept or handed on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import torch
 from jsonargparse import ArgumentParser
 
 from snail import Learner
 from snail.datasets import EpisodeData
+from snail.files import replacing
 
+from .options import OptionParser, check_output
 from .runs import LINKED_KEY, checkpoint_config, find_checkpoint, read_checkpoint
 
-__all__ = ["Run", "load_run"]
+__all__ = ["Run", "export", "load_run", "main"]
+
+ONLY_FOR_TRAINING = ("optimizer_states", "lr_schedulers", "generators", "loops", "MixedPrecision")
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,56 @@ def load_run(path: Path | str, *, trust: Iterable[str] = ()) -> Run:
     weights = {key.removeprefix("learner."): value for key, value in content["state_dict"].items()}
     made.learner.load_state_dict(weights)
     return Run(cast(Learner, made.learner).eval(), made.data, checkpoint)
+
+
+def export(path: Path | str, output: Path, *, half: bool = False) -> None:
+    """Write a checkpoint without what only training needs: weights, config and what training took.
+
+    Such a file is a checkpoint like any other, to be scored and to predict with; a run cannot go on from it.
+
+    Args:
+        path: A run's folder, or a checkpoint.
+        output: The file to write.
+        half: Whether weights are rounded to half precision, half the size; accuracies are then those of the rounded.
+    """
+    content = read_checkpoint(find_checkpoint(Path(path), prefer="best.ckpt"))
+    kept: dict[str, Any] = {key: value for key, value in content.items() if key not in ONLY_FOR_TRAINING}
+    if half:
+        kept["state_dict"] = {key: _halved(value) for key, value in content["state_dict"].items()}
+    with replacing(output, "wb") as file:
+        torch.save(kept, file)
+
+
+def _halved(value: Any) -> Any:
+    return value.half() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="snail export",
+        allow_abbrev=False,
+        description="""Write a run's checkpoint without what only training needs, to be kept or handed on. It can be
+scored and predict like any other; a run cannot go on from it.""",
+    )
+    add = parser.add_argument
+    add("--ckpt_path", required=True, metavar="RUN", help="a run's folder, or a checkpoint")
+    add("--output", type=Path, required=True, metavar="FILE", help="file to write, such as somewhere/best.ckpt")
+    add("--half", action="store_true", help="round weights to half precision: half the size")
+    options = parser.parse_args(argv)
+    check_output(options.output)
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``snail export``.
+
+    Args:
+        argv: The command line behind ``export``.
+
+    Returns:
+        The exit status, 0.
+    """
+    options = _options(argv)
+    export(options.ckpt_path, options.output, half=options.half)
+    print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -28,9 +28,15 @@ TRANSDUCTIVE = {
 # Mean squared error, Finn et al., 2017, table 2.
 SINUSOID = {"MAML": {(5, 1): "0.67", (5, 5): "0.38", (5, 10): "0.35"}}
 
-# Outer steps: Finn et al., 2017, appendix A.1; MAML++ and Reptile: the authors' configs for 5-way.
+# Outer steps: Finn et al., 2017, appendix A.1; MAML++, Reptile and implicit MAML: the authors' configs for 5-way.
 STEPS = {
-    "omniglot": {"MAML": 60_000, "FirstOrderMAML": 60_000, "MAMLPlusPlus": 50_000, "Reptile": 100_000},
+    "omniglot": {
+        "MAML": 60_000,
+        "FirstOrderMAML": 60_000,
+        "MAMLPlusPlus": 50_000,
+        "Reptile": 100_000,
+        "ImplicitMAML": 20_000,
+    },
     "sinusoid": {"MAML": 70_000},
 }
 

@@ -38,7 +38,7 @@ def file_hash(path: Path, kind: str = "sha256") -> str:
         path: The file.
         kind: As ``hashlib`` calls it; downloads are often told by their ``md5``.
     """
-    digest = hashlib.new(kind)
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(2**22):
             digest.update(chunk)

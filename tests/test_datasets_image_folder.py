@@ -1,4 +1,4 @@
-"""People's own folders: classes from folders or a seed, any picture, broken files named, made again when files change."""
+"""People's own folders: classes from folders or a seed, any picture, broken files named, files that change."""
 
 from __future__ import annotations
 

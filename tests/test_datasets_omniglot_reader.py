@@ -1,9 +1,11 @@
 import errno
+import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
-import urllib.error
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from test_datasets_download import Web, missing, serving, whole
 
 from snail.datasets import omniglot_reader as reader
+from snail.datasets.download import RemoteFile
 from snail.datasets.images import split_hash
 
 CHARACTERS = """
@@ -370,60 +374,102 @@ def test_cache_does_not_outlive_its_data(root: Path) -> None:
 
 
 @pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
-    """The calls of torchvision's dataset, which brings nothing here."""
-    calls: list[tuple[str, bool, bool]] = []
-
-    def omniglot(root: str, background: bool = True, download: bool = False) -> None:
-        calls.append((root, background, download))
-
-    monkeypatch.setattr("torchvision.datasets.Omniglot", omniglot)
-    return calls
+def web(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server that has the zips of the small Omniglot, to which the addresses point."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # it is not needed
+    shutil.copytree(root, root.parent / "server")
+    with serving() as server:
+        archives = {}
+        for part in SMALL:
+            content = zip_up(root.parent / "server", part).read_bytes()
+            addresses = server.address(f"/{part}.zip", whole(content)), server.address(f"/other/{part}.zip", missing)
+            archives[part] = RemoteFile(f"{part}.zip", addresses, None, hashlib.md5(content).hexdigest(), "md5")
+        monkeypatch.setattr(reader, "ARCHIVES", archives)
+        yield server
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
-def test_download_does_nothing_where_all_is_there(
-    root: Path, as_zip: bool, downloads: list[tuple[str, bool, bool]]
-) -> None:
+def test_download_does_nothing_where_all_is_there(root: Path, as_zip: bool, web: Web) -> None:
     for part in SMALL if as_zip else ():
         zip_up(root, part)
     reader.download_omniglot(root)
-    assert downloads == []
+    assert web.asked == []
 
 
-def test_download_fetches_both_parts(tmp_path: Path, downloads: list[tuple[str, bool, bool]]) -> None:
-    reader.download_omniglot(tmp_path)
-    assert downloads == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
+def test_download_fetches_both_parts(root: Path, web: Web, tmp_path: Path) -> None:
+    reader.download_omniglot(tmp_path / "new")
+    assert web.asked == [("/images_background.zip", None), ("/images_evaluation.zip", None)]
+    files = {path.name for path in (tmp_path / "new" / "omniglot-py").iterdir()}
+    assert files == {"images_background.zip", "images_evaluation.zip"}
+    names, images = reader.read_omniglot(tmp_path / "new")
+    assert names == SMALL_NAMES
+    np.testing.assert_array_equal(images, reader.read_omniglot(root)[1])
+    reader.download_omniglot(tmp_path / "new")
+    assert len(web.asked) == 2
 
 
-def test_download_fetches_what_is_damaged(root: Path, downloads: list[tuple[str, bool, bool]]) -> None:
+def test_download_fetches_what_is_damaged(root: Path, web: Web) -> None:
     half(zip_up(root, "images_evaluation"))
     reader.download_omniglot(root)
-    assert downloads == [(str(root), False, True)]
+    assert web.asked == [("/images_evaluation.zip", None)]
+    assert reader.read_omniglot(root)[0] == SMALL_NAMES
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        urllib.error.URLError("no route"),
-        PermissionError(errno.EACCES, "Permission denied"),
-        RuntimeError("File not found or corrupted."),
-        zipfile.BadZipFile("File is not a zip file"),
-        EOFError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_download_failure_names_the_remedy(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def omniglot(root: str, background: bool = True, download: bool = False) -> None:
-        raise error
+def test_download_fetches_the_zip_where_the_folder_is_incomplete(root: Path, web: Web) -> None:
+    shutil.rmtree(root / "omniglot-py" / "images_background" / "Delta")
+    reader.download_omniglot(root)
+    assert web.asked == [("/images_background.zip", None)]
+    assert reader.read_omniglot(root)[0] == SMALL_NAMES
 
-    monkeypatch.setattr("torchvision.datasets.Omniglot", omniglot)
-    message = (
-        rf"download of Omniglot into .* failed \({type(error).__name__}\(.*; fetch images_background\.zip "
-        rf"and images_evaluation\.zip by hand and put them into .*omniglot-py$"
+
+def test_download_that_fails_leaves_what_is_damaged_and_tells_what_was_wrong_with_it(root: Path, web: Web) -> None:
+    archive = zip_up(root, "images_evaluation")
+    half(archive)
+    before = archive.read_bytes()
+    web.answers["/images_evaluation.zip"] = [whole(b"PK, but not the zip")]
+    with pytest.raises(RuntimeError, match=r"images_evaluation\.zip is damaged .*; but Omniglot is in .* sent another"):
+        reader.download_omniglot(root)
+    assert archive.read_bytes() == before
+    assert list(archive.parent.glob(".*")) == []
+
+
+def test_download_that_fails_tells_how_incomplete_is_what_is_there(root: Path, web: Web) -> None:
+    shutil.rmtree(root / "omniglot-py" / "images_background" / "Delta")
+    web.answers["/images_background.zip"] = [missing]
+    with pytest.raises(RuntimeError, match=r"images_background holds 2 characters, .*; but Omniglot is in "):
+        reader.download_omniglot(root)
+
+
+def test_download_failure_names_the_remedy(root: Path, web: Web, tmp_path: Path) -> None:
+    web.answers["/images_background.zip"] = [missing]
+    address, other = reader.ARCHIVES["images_background"].addresses
+    with pytest.raises(RuntimeError) as caught:
+        reader.download_omniglot(tmp_path / "new")
+    assert str(caught.value) == (
+        "Omniglot is in images_background.zip and images_evaluation.zip, and images_background.zip could not be "
+        f"downloaded: {address} answered 404 Not Found; {other} answered 404 Not Found; fetch images_background.zip by "
+        f"hand from {address} (md5 {reader.ARCHIVES['images_background'].hash}) and put it into "
+        f"{tmp_path / 'new' / 'omniglot-py'}"
     )
-    with pytest.raises(RuntimeError, match=message):
-        reader.download_omniglot(tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
+def test_download_says_that_the_folder_cannot_be_written(root: Path, web: Web, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"a file")  # in which even the superuser can make no folder
+    with pytest.raises(
+        RuntimeError, match=r"images_background\.zip cannot be downloaded, as .*taken/omniglot-py cannot"
+    ):
+        reader.download_omniglot(tmp_path / "taken")
+
+
+def test_archives_are_those_of_the_original() -> None:
+    assert list(reader.ARCHIVES) == list(reader.PARTS)
+    for part, archive in reader.ARCHIVES.items():
+        assert archive.name == f"{part}.zip"
+        for address in archive.addresses:
+            assert re.fullmatch(
+                rf"https://(raw\.)?github(usercontent)?\.com/brendenlake/omniglot/.*/{part}\.zip", address
+            )
 
 
 @pytest.mark.parametrize("split", reader.SPLITS)
@@ -514,18 +560,3 @@ def test_split_vinyals_is_that_of_the_literature(
         pytest.skip(f"SNAIL_DATA has no {file.name} of the split")
     expected = {line.rpartition("/")[0] for line in file.read_text().split()}  # a line for each rotation
     assert reader.omniglot_split(real[0], "vinyals")[part] == sorted(expected)
-
-
-def test_download_that_fails_tells_what_was_wrong_with_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torchvision.datasets
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(torchvision.datasets, "Omniglot", no_network)
-    (tmp_path / "omniglot-py").mkdir()
-    (tmp_path / "omniglot-py" / "images_background.zip").write_bytes(b"PK cut off")
-    with pytest.raises(RuntimeError, match=r"images_background\.zip is damaged .*; but the download of Omniglot"):
-        reader.download_omniglot(tmp_path)

@@ -293,6 +293,9 @@ def test_a_second_test_replaces_its_record(copy_of_run: Path) -> None:
         (["test", "--ckpt_path", "small", "--data.ways=4"], "ways = 5, but 4 are asked for"),
         (["test", "--ckpt_path", "small", "--data.eval_shots=[3]"], "max_shots = 2, but 3 are asked for"),
         (["results", "nope.json"], "there is no nope.json"),
+        (["predict", "--ckpt_path", "nope", "--support", "a", "--query", "b"], "nope does not exist"),
+        (["predict", "--ckpt_path", "small"], "required: --support, --query"),
+        (["data", "check", "folder", "--root", "empty"], "no folder with pictures"),
         (["benchmark", "--pairs=0"], "pairs"),
     ],
 )
@@ -300,12 +303,11 @@ def test_bad_input_ends_in_one_sentence_and_changes_nothing(
     argv: list[str], sentence: str, trained: Path, here: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    import torchvision.datasets
-
     def no_network(*args: object, **kwargs: object) -> None:
         raise OSError("no network in tests")
 
-    monkeypatch.setattr(torchvision.datasets, "Omniglot", no_network)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", no_network)
+    monkeypatch.setattr("snail.datasets.download._PAUSE", 0)
     whole = (trained / "runs" / "small" / "best.ckpt").read_bytes()
     (here / "broken.yaml").write_text("model: [unclosed")
     (here / "misspelt.yaml").write_text("model:\n  schedul: cosine\n")
@@ -434,7 +436,7 @@ def test_configs_lists_every_config_with_the_results_it_gave(capfd: pytest.Captu
 def test_help_names_every_command(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     printed = capfd.readouterr().out
-    for command in ("fit", "validate", "test", "configs", "results", "benchmark"):
+    for command in ("fit", "validate", "test", "predict", "export", "data", "configs", "results", "benchmark"):
         assert f"\n  {command} " in printed
 
 

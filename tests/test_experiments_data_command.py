@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from snail.datasets import Images, MiniImageNet
+from snail.datasets.images import split_hash
 from snail.experiments import data_command
 from snail.experiments.cli import main
 
@@ -28,10 +29,11 @@ def folder(root: Path, parts: dict[str, list[int]]) -> Path:
 def test_prepare_makes_ready_what_is_there(tmp_path: Path, capfd: Capture) -> None:
     root = folder(tmp_path / "mine", {"train": [1, 2, 3], "test": [4, 5]})
     assert main(["data", "prepare", "folder", "--root", str(root)]) == 0
+    train, test = (split_hash(names)[:12] for names in (("train1", "train2", "train3"), ("test4", "test5")))
     assert capfd.readouterr().out.splitlines() == [
-        "train: 3 classes of 2 images, 3 x 84 x 84, 0 MB",
+        f"train: 3 classes of 2 images, 3 x 84 x 84, 0 MB, split hash {train}",
         "val: not there",
-        "test: 2 classes of 2 images, 3 x 84 x 84, 0 MB",
+        f"test: 2 classes of 2 images, 3 x 84 x 84, 0 MB, split hash {test}",
     ]
     assert sorted(path.name for path in (root / ".snail").glob("*.npy")) == ["test_84.npy", "train_84.npy"]
 

@@ -7,16 +7,23 @@ import io
 import json
 import re
 import shlex
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from snail.experiments import benchmark, benchmark_maml
+from snail import SNAIL, Conv4
+from snail.datasets import mini_imagenet
+from snail.experiments import benchmark, benchmark_data, benchmark_maml
 from snail.experiments.cli import SHIPPED, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MEASURED = (ROOT / "experiments" / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 SHELL = [
     line.split("#")[0].strip()
@@ -30,8 +37,8 @@ SHORT = [
 ]
 
 
-def between(name: str) -> str:
-    found = re.search(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
+def between(name: str, text: str = README) -> str:
+    found = re.search(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
     assert found, name
     return found.group(1).strip()
 
@@ -47,9 +54,40 @@ def test_readme_is_under_200_lines() -> None:
     assert len(README.splitlines()) < 200
 
 
+def drawings(folder: Path, classes: int = 5) -> None:
+    """What a reader of the README has: a folder ``few`` with one for each class, and a folder ``new``."""
+    for i in range(classes):
+        (folder / "few" / f"class{i}").mkdir(parents=True)
+        (folder / "new").mkdir(exist_ok=True)
+        picture = Image.new("L", (30, 30), 255)
+        picture.paste(0, (4 * i, 4, 4 * i + 9, 26))
+        picture.save(folder / "few" / f"class{i}" / "0.png")
+        picture.save(folder / "new" / f"{i}.png")
+
+
+def photographs(folder: Path, names: Iterable[str], images: int) -> None:
+    """A folder for each class, tiny photographs of noise in it."""
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for j in range(images):
+            noise = np.random.default_rng([i, j]).integers(0, 256, (84, 84, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / name / f"{j}.jpg")
+
+
+@pytest.fixture
+def glyphs_run(tmp_path: Path, keep_run: Callable[..., Path]) -> None:
+    """A checkpoint of the built-in config, as it is before training."""
+    init_args = {"embedding": {"class_path": "snail.Conv4"}, "embedding_dim": 64}
+    learner = SNAIL(Conv4(), 64, ways=5, max_shots=5)
+    named = {"class_path": "snail.SNAIL", "init_args": init_args}
+    data = {"class_path": "snail.datasets.Glyphs"}
+    keep_run(tmp_path / "runs" / "glyphs_5way", learner, named, data, ways=5, max_shots=5)
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_readme_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, glyphs_run: None) -> None:
     monkeypatch.chdir(tmp_path)
+    drawings(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {}
     exec(compile(snippet, "README.md", "exec"), names)
@@ -65,21 +103,30 @@ def test_readme_commands_run_shortened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, omniglot_root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").symlink_to(omniglot_root)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "omniglot-py").symlink_to(omniglot_root / "omniglot-py")
+    monkeypatch.setattr(mini_imagenet, "IMAGES", 12)
+    for part, names in mini_imagenet.mini_imagenet_classes().items():
+        photographs(tmp_path / "data" / "mini_imagenet" / part, names, images=12)
+    photographs(tmp_path / "photos", map(str, range(25)), images=8)
+    drawings(tmp_path)
     ran = 0
     for command in COMMANDS:
         program, *argv = shlex.split(command)
         if program != "snail":
             assert program in ("pip", "pytest")  # the gate runs these
             continue
-        short = [] if "--help" in argv or argv[0] == "configs" else SHORT if argv[0] == "fit" else SHORT[-2:-1]
+        short = (
+            [] if "--help" in argv else {"fit": SHORT, "test": SHORT[-2:-1], "validate": SHORT[-2:-1]}.get(argv[0], [])
+        )
         if "--help" in argv:
             with pytest.raises(SystemExit):
                 main(argv)
         else:
             assert main([*argv, *short]) == 0, command
         ran += 1
-    assert ran >= 6
+    assert ran >= 11
+    assert (tmp_path / "predictions.csv").exists() and (tmp_path / "sheet.png").exists()
     assert (tmp_path / "runs" / "glyphs_5way" / "results.json").exists()
     assert (tmp_path / "runs" / "omniglot_5way" / "results.json").exists()
 
@@ -104,13 +151,22 @@ def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> No
             assert record["ci95"] > 0 and record["batch_norm"] and record["hardware"] and record["versions"]
 
 
-def test_readme_benchmark_is_what_the_file_holds() -> None:
-    report = json.loads((SHIPPED / "results" / "benchmark" / "benchmark.json").read_text())
+@pytest.mark.parametrize(
+    ("command", "file", "table"),
+    [
+        ("snail benchmark", "benchmark", benchmark.markdown_table),
+        ("snail benchmark maml", "benchmark_maml", benchmark_maml.markdown_table),
+        ("snail benchmark data", "benchmark_data", benchmark_data.markdown_table),
+    ],
+)
+def test_measured_speed_is_what_the_file_holds(command: str, file: str, table: Callable[[Any], str]) -> None:
+    report = json.loads((SHIPPED / "results" / "benchmark" / f"{file}.json").read_text())
     assert report["quick"] is False
-    assert between("snail benchmark") == benchmark.markdown_table(report)
+    assert between(command, MEASURED) == table(report)
 
 
-def test_readme_benchmark_of_maml_is_what_the_file_holds() -> None:
-    report = json.loads((SHIPPED / "results" / "benchmark" / "benchmark_maml.json").read_text())
-    assert report["quick"] is False
-    assert between("snail benchmark maml") == benchmark_maml.markdown_table(report)
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "experiments" / "README.md"], ids=["README", "measured"])
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snail import Conv4
+from snail import Conv4, ResidualEmbedding
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +142,193 @@ def test_conv4_hands_gradients_to_every_parameter() -> None:
     embedding = Conv4()
     embedding(torch.rand(8, 1, 28, 28)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in embedding.parameters())
+
+
+# -- residual ----------------------------------------------------------------------------------------------------------
+
+
+def small(**options: float) -> ResidualEmbedding:
+    """A float64 embedding of the same depth with fewer channels."""
+    return ResidualEmbedding(filters=(4, 5, 6, 7), wide=12, out_features=9, **options).double()  # type: ignore[arg-type]
+
+
+def unsettle(embedding: nn.Module) -> None:
+    """Running statistics, scales and shifts that are not those that batch norm starts with."""
+    for module in embedding.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+
+
+def outputs_of(embedding: nn.Module, kind: type[nn.Module], batch: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What goes into and comes out of each module of a kind, one after the other."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].detach(), output.detach())))
+        for module in embedding.modules()
+        if isinstance(module, kind)
+    ]
+    embedding(batch)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_residual_embedding_is_that_of_the_paper_by_default() -> None:
+    embedding = ResidualEmbedding().eval()
+    assert (embedding.out_channels, embedding.description) == (384, "residual, 64-96-128-256")
+    widths = [3, 64, 96, 128, 256]
+    count = 0
+    for before, after in pairwise(widths):
+        count += (before + 2 * after) * after * 9 + 3 * after + 3 * 2 * after  # three convolutions, three batch norms
+        count += before * after + after  # the shortcut
+    count += 256 * 2048 + 2048 + 2048 * 384 + 384
+    assert sum(p.numel() for p in embedding.parameters()) == count
+
+
+def test_residual_embedding_pools_84_pixels_to_42_21_11_and_6() -> None:
+    embedding = ResidualEmbedding().eval()
+    shapes: list[tuple[int, ...]] = []
+    for module in (*embedding.blocks, embedding.widen):
+        module.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape)))
+    assert embedding(torch.rand(2, 3, 84, 84)).shape == (2, 384)
+    assert shapes == [(2, 64, 42, 42), (2, 96, 21, 21), (2, 128, 11, 11), (2, 256, 6, 6), (2, 2048, 6, 6)]
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(3, 84, 84), (1, 28, 28), (3, 1, 1), (2, 17, 40)])
+def test_residual_embedding_takes_images_of_any_size(channels: int, height: int, width: int) -> None:
+    embedding = ResidualEmbedding(channels, filters=(4, 5), wide=6, out_features=7)
+    assert embedding(torch.rand(2, channels, height, width)).shape == (2, 7)
+    assert (embedding.out_channels, embedding.description) == (7, "residual, 4-5")
+
+
+def test_residual_embedding_matches_plain_contiguous_reference() -> None:
+    embedding, batch = small(leak=0.1), images(3, 3, 30)
+    unsettle(embedding)
+    embedding.eval()
+    weights = {name: value.contiguous() for name, value in embedding.state_dict().items()}
+
+    def convolve(maps: Tensor, name: str) -> Tensor:
+        weight = weights[f"{name}.weight"]
+        return F.conv2d(maps, weight, weights[f"{name}.bias"], padding=weight.shape[-1] // 2)
+
+    expected = batch
+    for block in range(4):
+        maps = expected
+        for layer in range(3):
+            maps = convolve(maps, f"blocks.{block}.layers.{3 * layer}")
+            norm = f"blocks.{block}.layers.{3 * layer + 1}"
+            mean, var = (weights[f"{norm}.running_{what}"].view(-1, 1, 1) for what in ("mean", "var"))
+            scale, shift = (weights[f"{norm}.{what}"].view(-1, 1, 1) for what in ("weight", "bias"))
+            maps = (maps - mean) / (var + 1e-5).sqrt() * scale + shift
+            maps = torch.where(maps > 0, maps, 0.1 * maps)
+        maps = maps + convolve(expected, f"blocks.{block}.shortcut")
+        odd = maps.shape[-1] % 2
+        expected = F.max_pool2d(F.pad(maps, (0, odd, 0, odd), value=-torch.inf), 2)
+    expected = convolve(expected, "widen").mean((2, 3)).relu()
+    expected = F.linear(expected, weights["head.2.weight"], weights["head.2.bias"])
+    torch.testing.assert_close(embedding(batch), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_residual_embedding_leaks_a_tenth_below_zero() -> None:
+    seen = outputs_of(ResidualEmbedding(filters=(4, 4, 4, 4), wide=4), nn.LeakyReLU, torch.rand(2, 3, 32, 32))
+    assert len(seen) == 12
+    for before, after in seen:
+        assert (before < 0).any()
+        torch.testing.assert_close(after, torch.where(before > 0, before, 0.1 * before))
+
+
+def test_residual_embedding_dropout_keeps_nine_tenths_in_training() -> None:
+    seen = outputs_of(ResidualEmbedding(), nn.Dropout, torch.rand(8, 3, 84, 84))
+    assert len(seen) == 5
+    for before, after in seen:
+        there = before != 0
+        kept = (after != 0)[there].double().mean().item()
+        assert there.sum() > 5000 and abs(kept - 0.9) < 0.015  # within five standard deviations
+        torch.testing.assert_close(after[after != 0], before[after != 0] / 0.9)  # so that the mean stays
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_residual_embedding_keeps_as_many_as_it_is_told(keep: float) -> None:
+    embedding = ResidualEmbedding(filters=(32, 32), wide=64, keep=keep)
+    before, after = outputs_of(embedding, nn.Dropout, torch.rand(16, 3, 32, 32))[0]
+    assert abs((after != 0)[before != 0].double().mean().item() - keep) < 0.01
+
+
+def test_residual_embedding_keeps_everything_in_evaluation() -> None:
+    embedding, batch = small().eval(), images(4, 3, 20)
+    seen = outputs_of(embedding, nn.Dropout, batch)
+    assert len(seen) == 5 and all(torch.equal(before, after) for before, after in seen)
+    assert torch.equal(embedding(batch), embedding(batch))
+    embedding.train()
+    assert not torch.equal(embedding(batch), embedding(batch))
+
+
+def test_residual_embedding_takes_the_mean_of_the_last_maps() -> None:
+    embedding, batch = small().eval(), images(3, 3, 40)
+    maps = torch.randn(3, 12, 3, 5, dtype=torch.float64)
+    embedding.widen.register_forward_hook(lambda _, inputs, output: maps)
+    entering: list[Tensor] = []
+    embedding.head.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    answer = embedding(batch)
+    torch.testing.assert_close(entering[0], maps.flatten(2).sum(2) / 15)
+    maps = maps.flatten(2)[:, :, torch.randperm(15)].reshape(3, 12, 3, 5)
+    torch.testing.assert_close(embedding(batch), answer)  # whatever the order of the pixels
+    maps = maps.clone()
+    maps[:, :, 0, 0] += 15
+    torch.testing.assert_close(embedding(batch), embedding.head(entering[0] + 1))  # each of them counts alike
+
+
+def test_residual_embedding_embeds_each_image_by_itself_in_evaluation() -> None:
+    embedding, batch = small(), images(6, 3, 24)
+    unsettle(embedding)
+    together = embedding.eval()(batch)
+    changed = batch.clone()
+    changed[1:] = images(5, 3, 24)
+    assert torch.equal(embedding(changed)[0], together[0])
+    alone = torch.cat([embedding(image.unsqueeze(0)) for image in batch])
+    torch.testing.assert_close(alone, together, rtol=1e-11, atol=1e-13)
+    assert (together[1:] - together[0]).abs().sum(dim=1).gt(1e-6).all()
+
+
+def test_residual_embedding_evaluation_leaves_the_statistics_as_they_were() -> None:
+    embedding = small().eval()
+    before = {name: value.clone() for name, value in embedding.state_dict().items()}
+    embedding(images(4, 3, 20))
+    assert all(torch.equal(value, before[name]) for name, value in embedding.state_dict().items())
+
+
+def test_residual_embedding_does_not_depend_on_the_memory_layout_of_images() -> None:
+    embedding, batch = small().eval(), images(3, 3, 20)
+    assert torch.equal(embedding(batch.contiguous(memory_format=torch.channels_last)), embedding(batch))
+
+
+def test_residual_embedding_hands_gradients_to_every_parameter() -> None:
+    embedding = ResidualEmbedding(filters=(8, 8, 8, 8), wide=32)
+    embedding(torch.rand(8, 3, 40, 40)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in embedding.parameters())
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.1, float("nan")])
+def test_residual_embedding_refuses_a_keep_that_is_no_probability(keep: float) -> None:
+    with pytest.raises(ValueError, match=rf"keep is {keep:g}; a probability above 0 and up to 1 is needed"):
+        ResidualEmbedding(keep=keep)
+
+
+def test_residual_embedding_works_in_half_the_precision_and_in_twice() -> None:
+    embedding, batch = small().eval(), images(4, 3, 84)
+    double = embedding(batch)
+    assert double.dtype == torch.float64
+    single = embedding.float()(batch.float())
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = embedding(batch.float())
+    assert half.dtype == torch.bfloat16 and half.isfinite().all()
+    torch.testing.assert_close(half.double(), double, rtol=0.05, atol=0.02)
+    embedding.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding(batch.float()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in embedding.parameters())
