@@ -129,9 +129,8 @@ def _counts(images: Images) -> str:
     few, many = min(images.counts), max(images.counts)
     each = str(few) if few == many else f"{few} to {many}"
     _, c, h, w = images.pixels.shape
-    return (
-        f"{len(images.class_names):,} classes of {each} images, {c} x {h} x {w}, {images.pixels.numel() / 1e6:,.0f} MB"
-    )
+    size, split = images.pixels.numel() / 1e6, split_hash(images.class_names)[:12]
+    return f"{len(images.class_names):,} classes of {each} images, {c} x {h} x {w}, {size:,.0f} MB, split hash {split}"
 
 
 def _hash(image: torch.Tensor) -> bytes:

@@ -226,8 +226,8 @@ class SnailCLI(LightningCLI):
             parts.remove("val")
         if self.subcommand == "fit" and isinstance(data, Glyphs):
             parts.append("test")
-        built_for = getattr(self.model.learner, "ways", data.train_ways)
-        if "train" in parts and built_for != data.train_ways:
+        built_for = self.model.learner.ways
+        if "train" in parts and built_for not in (None, data.train_ways):
             raise ValueError(
                 f"train_ways is {data.train_ways}, but {type(self.model.learner).__name__} answers {built_for} ways; "
                 f"leave train_ways out, or use a learner of any number of ways, such as snail.ProtoNet"

@@ -115,9 +115,7 @@ class ResidualEmbedding(nn.Module):
         if not 0 < keep <= 1:
             raise ValueError(f"keep is {keep:g}; a probability above 0 and up to 1 is needed")
         widths = [in_channels, *filters]
-        self.blocks = nn.Sequential(
-            *(_ResidualBlock(before, after, keep, leak) for before, after in pairwise(widths))
-        )
+        self.blocks = nn.Sequential(*(_ResidualBlock(before, after, keep, leak) for before, after in pairwise(widths)))
         self.widen = nn.Conv2d(widths[-1], wide, 1)
         self.head = nn.Sequential(nn.ReLU(), nn.Dropout(1 - keep), nn.Linear(wide, out_features))
         self.out_channels = out_features

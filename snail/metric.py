@@ -125,6 +125,7 @@ class NearestNeighbour(EmbeddingLearner):
     """
 
     needs_training = False
+    ways: int
 
     def __init__(self, ways: int, embedding: nn.Module | None = None) -> None:
         super().__init__(nn.Flatten() if embedding is None else embedding)

@@ -42,6 +42,9 @@ class SNAIL(EmbeddingLearner):
         ValueError: If a size is not positive, or an episode holds more than ``ways * max_shots`` support items.
     """
 
+    ways: int
+    max_shots: int
+
     def __init__(
         self,
         embedding: nn.Module,

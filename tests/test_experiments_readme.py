@@ -67,10 +67,10 @@ def drawings(folder: Path, classes: int = 5) -> None:
 
 def photographs(folder: Path, names: Iterable[str], images: int) -> None:
     """A folder for each class, tiny photographs of noise in it."""
-    for i, name in enumerate(names):
+    for name in names:
         (folder / name).mkdir(parents=True)
         for j in range(images):
-            noise = np.random.default_rng([i, j]).integers(0, 256, (84, 84, 3), dtype=np.uint8)
+            noise = np.random.default_rng(list(f"{name} {j}".encode())).integers(0, 256, (84, 84, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / name / f"{j}.jpg")
 
 
