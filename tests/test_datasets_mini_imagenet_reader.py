@@ -44,7 +44,7 @@ def draw(root: Path, part: str) -> Path:
     """A part as a csv file and images of noise, no two alike."""
     (root / "images").mkdir(exist_ok=True)
     lines = ["filename,label"]
-    for name in CLASSES[part]:
+    for name in reversed(CLASSES[part]):
         for number in (3, 4, 10, 13, 110)[:DRAWN]:
             file = f"{name}{number:08d}.jpg"
             noise = np.random.default_rng([int(name[1:]), number]).integers(256, size=(84, 84, 3), dtype=np.uint8)

@@ -32,9 +32,8 @@ def shaded(label: int, size: int = 8) -> np.ndarray:
 
 
 def test_one_line_makes_episodes_of_a_torch_data_set() -> None:
-    dataset = TensorDataset(
-        torch.rand(6, 1, 1, 1).repeat_interleave(3, 0).expand(18, 3, 8, 8), torch.arange(6).repeat_interleave(3)
-    )
+    shades = torch.arange(6).repeat_interleave(3)  # three images of each class, all of one shade
+    dataset = TensorDataset((shades / 6).view(18, 1, 1, 1).expand(18, 3, 8, 8), shades)
     result = evaluate(NearestNeighbour(5), TorchDataset(test=dataset).episodes("test", shots=1, count=10))
     assert result.accuracy == 100
     assert (result.facts["dataset"], result.facts["split"]) == ("tensordataset", "given/test")

@@ -108,7 +108,7 @@ def test_readme_commands_run_shortened(
     monkeypatch.setattr(mini_imagenet, "IMAGES", 12)
     for part, names in mini_imagenet.mini_imagenet_classes().items():
         photographs(tmp_path / "data" / "mini_imagenet" / part, names, images=12)
-    photographs(tmp_path / "photos", map(str, range(25)), images=8)
+    photographs(tmp_path / "photos", map(str, range(40)), images=8)
     drawings(tmp_path)
     ran = 0
     for command in COMMANDS:
