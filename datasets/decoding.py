@@ -13,10 +13,15 @@ from PIL import Image, ImageOps
 
 from .prepared import Pixels
 
-__all__ = ["EXTENSIONS", "ink_of", "open_picture", "pixels_of", "resized"]
+__all__ = ["EXTENSIONS", "ink_of", "is_picture", "open_picture", "pixels_of", "resized"]
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What files that hold a picture are called; ``ImageFolder`` looks at no others."""
+"""What files that hold a picture are called."""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture; hidden ones, such as macOS's ``._1.jpg``, are none."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def open_picture(source: Path | bytes) -> Image.Image:

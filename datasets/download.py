@@ -171,7 +171,8 @@ def _ask(address: str, begin: int, timeout: float) -> HTTPResponse:
         opener.add_handler(handler())
     headers = {"User-Agent": "snail"} | ({"Range": f"bytes={begin}-"} if begin else {})
     try:
-        return opener.open(request.Request(address, headers=headers), timeout=timeout)  # type: ignore[no-any-return]
+        response: HTTPResponse = opener.open(request.Request(address, headers=headers), timeout=timeout)
+        return response
     except HTTPError as err:
         err.close()
         past = err.code == 416  # there is nothing where the part ends

@@ -10,14 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from .decoding import EXTENSIONS, open_picture, pixels_of, resized
-from .images import Images
+from .decoding import EXTENSIONS, is_picture, open_picture, pixels_of, resized
+from .images import PARTS, Images
 from .module import ImageData
-from .prepared import Pixels, Source, cache_places, open_prepared, prepare
+from .prepared import Pixels, Source, cache_places, open_prepared, prepare_in_one_of
 
 __all__ = ["ImageFolder", "class_folders"]
-
-PARTS = ("train", "val", "test")
 
 
 class ImageFolder(ImageData):
@@ -58,11 +56,7 @@ class ImageFolder(ImageData):
         self.image_size, self.grey, self.shares = image_size, grey, shares
         self.split_seed, self.skip_broken = split_seed, skip_broken
         self.dataset = self.root.resolve().name or "folder"
-
-    @property
-    def split(self) -> str:  # type: ignore[override]
-        """See ``EpisodeData.split``: whether folders or a seed say which classes are for what."""
-        return "folders" if self._parts_given() else f"seed{self.split_seed}"
+        self.split = "folders" if self._parts_given() else f"seed{split_seed}"  # what says which classes are for what
 
     def _parts_given(self) -> list[str]:
         return [part for part in PARTS if (self.root / part).is_dir()]
@@ -103,44 +97,35 @@ class ImageFolder(ImageData):
         files = self.files(part)
         if not files:
             raise FileNotFoundError(f"no class of {self.root} is for {part}: {self.split} with shares {self.shares}")
-        state = self._state(files)
+        fingerprint = self._fingerprint(files)
         places = cache_places(self.root / ".snail", f"{part}_{self.image_size}{'_grey' if self.grey else ''}.npy")
         for path in places:
-            if (images := open_prepared(path, of=state)) is not None:
+            if (images := open_prepared(path, of=fingerprint)) is not None:
                 return images
         if self.skip_broken:
             files = _without_broken(files)
-        source = self._source(files, state)
-        for path in places:
-            try:
-                shape = (1 if self.grey else 3, self.image_size, self.image_size)
-                prepare(source, path, image_shape=shape, progress=f"{self.dataset}, {part}")
-            except OSError:  # read-only, or full: the next place
-                if path == places[-1]:
-                    raise
-            except ValueError as error:
-                broken = [path for paths in files.values() for path in _broken(paths)]
-                count = sum(map(len, files.values()))
-                raise ValueError(
-                    f"{len(broken)} of {count} files in {self.root} cannot be read as pictures, such as "
-                    f"{', '.join(map(str, broken[:5]))}; remove them, or leave them out with skip_broken "
-                    f"(--data.skip_broken true)"
-                ) from error
-            else:
-                break
-        images = open_prepared(path)
-        assert images is not None  # it was just made
-        return images
+        shape = (1 if self.grey else 3, self.image_size, self.image_size)
+        source = self._source(files, fingerprint)
+        try:
+            return prepare_in_one_of(places, source, image_shape=shape, progress=f"{self.dataset}, {part}")
+        except ValueError as error:
+            broken = [path for paths in files.values() for path in _broken(paths)]
+            count = sum(map(len, files.values()))
+            raise ValueError(
+                f"{len(broken)} of {count} files in {self.root} cannot be read as pictures, such as "
+                f"{', '.join(map(str, broken[:5]))}; remove them, or leave them out with skip_broken "
+                f"(--data.skip_broken true)"
+            ) from error
 
-    def _source(self, files: dict[str, list[Path]], state: str) -> Source:
+    def _source(self, files: dict[str, list[Path]], fingerprint: str) -> Source:
         names = sorted(files)
 
         def read(i: int) -> Iterator[Pixels]:
             return (self.to_pixels(open_picture(path)) for path in files[names[i]])
 
-        return Source(state, tuple(names), tuple(len(files[name]) for name in names), read)
+        return Source(fingerprint, tuple(names), tuple(len(files[name]) for name in names), read)
 
-    def _state(self, files: dict[str, list[Path]]) -> str:
+    def _fingerprint(self, files: dict[str, list[Path]]) -> str:
         """What the images are and depend on: each file's name, size and time, and what is made of them."""
         digest = hashlib.sha256(f"{self.image_size}|{self.grey}|{self.skip_broken}".encode())
         for path in (path for name in sorted(files) for path in files[name]):
@@ -168,11 +153,6 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
             f"{folder} holds no folder with pictures ({', '.join(sorted(EXTENSIONS))}); one for each class is needed"
         )
     return found
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file is called like a picture."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def _broken(paths: Sequence[Path]) -> Iterator[Path]:

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Images", "split_hash"]
+__all__ = ["PARTS", "Images", "split_hash"]
+
+PARTS = ("train", "val", "test")
+"""The parts of a data set; no class is in two of them."""
 
 
 def split_hash(names: Iterable[str]) -> str:

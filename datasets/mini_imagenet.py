@@ -11,7 +11,7 @@ from .download import RemoteFile, download
 from .images import Images
 from .mini_imagenet_reader import IMAGES, SIZE, find_source, mini_imagenet_classes, to_pixels
 from .module import ImageData
-from .prepared import Pixels, Source, cache_places, open_prepared, prepare
+from .prepared import Pixels, Source, cache_places, open_prepared, prepare_in_one_of
 
 __all__ = ["MiniImageNet", "download_mini_imagenet", "prepare_mini_imagenet"]
 
@@ -89,16 +89,8 @@ def prepare_mini_imagenet(root: Path, part: str, *, source: Path | None = None) 
     """
     found = find_source(root if source is None else source, part)
     check_source(found, part)
-    for path in (places := prepared_paths(root, part)):
-        try:
-            prepare(found, path, image_shape=(3, SIZE, SIZE), progress=f"miniImageNet, {part}")
-            break
-        except OSError:  # read-only, or full: the next place
-            if path == places[-1]:
-                raise
-    images = open_prepared(path)
-    assert images is not None  # it was just made
-    return images
+    places = prepared_paths(root, part)
+    return prepare_in_one_of(places, found, image_shape=(3, SIZE, SIZE), progress=f"miniImageNet, {part}")
 
 
 def download_mini_imagenet(root: Path) -> None:

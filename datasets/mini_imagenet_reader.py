@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from .decoding import EXTENSIONS, open_picture, pixels_of, resized
+from .decoding import is_picture, open_picture, pixels_of, resized
+from .images import PARTS
 from .prepared import Pixels, Source
 
 __all__ = ["IMAGES", "SIZE", "find_source", "mini_imagenet_classes"]
 
 SIZE = 84  # pixels a side
 IMAGES = 600  # of each class
-PARTS = ("train", "val", "test")
 OTHER_NAMES = {"val": ("val", "validation", "valid")}  # of a part, in files' names
 EXPECTED = (
     "{part}.csv with a folder of images; a folder for each class below {part}/, or for all 100 classes; "
@@ -141,13 +141,9 @@ def _class_folders(folder: Path, names: Sequence[str] | None = None) -> dict[str
     found = {}
     for below in sorted(folder.iterdir()) if folder.is_dir() else ():
         wanted = re.fullmatch(r"n\d{8}", below.name) if names is None else below.name in names
-        if wanted and below.is_dir() and (images := sorted(path for path in below.iterdir() if _is_picture(path))):
+        if wanted and below.is_dir() and (images := sorted(path for path in below.iterdir() if is_picture(path))):
             found[below.name] = images
     return found
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")  # such as macOS's "._n01532829_1.jpg"
 
 
 def _folders_form(root: Path, part: str) -> Source | None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from snail.episodes import Episode
 
-from .images import Images
+from .images import PARTS, Images
 from .prepared import Pixels
 from .sampler import DrawnBatches, Episodes, EpisodeSampler, Sampler, choose_shots
 
@@ -104,7 +104,7 @@ class EpisodeData(LightningDataModule, ABC):
         Raises:
             ValueError: If there is no such part.
         """
-        if part not in ("train", "val", "test"):
+        if part not in PARTS:
             raise ValueError(f"there is no part {part!r}; choose train, val or test")
         return f"{self.split}/{part}"
 

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ except ImportError:  # not a POSIX system
 
 _open_memmap: Any = np.lib.format.open_memmap  # which numpy has types for it differs
 
-__all__ = ["Pixels", "Source", "cache_places", "describe_prepared", "open_prepared", "prepare"]
+__all__ = ["Pixels", "Source", "cache_places", "open_prepared", "prepare", "prepare_in_one_of"]
 
 Pixels = NDArray[np.uint8]
 """One image, ``(c, h, w)``."""
@@ -112,6 +112,27 @@ def prepare(source: Source, path: Path, *, image_shape: tuple[int, int, int], pr
         prepare(source, path, image_shape=image_shape, progress=progress)
 
 
+def prepare_in_one_of(
+    places: Sequence[Path], source: Source, *, image_shape: tuple[int, int, int], progress: str = ""
+) -> Images:
+    """``prepare`` in the first of some places that can be written, and open the array.
+
+    Raises:
+        ValueError: If the images are not what the source said.
+        OSError: If none can be written.
+    """
+    for path in places:
+        try:
+            prepare(source, path, image_shape=image_shape, progress=progress)
+            break
+        except OSError:  # read-only, or full: the next place
+            if path == places[-1]:
+                raise
+    images = open_prepared(path)
+    assert images is not None  # it was just made
+    return images
+
+
 def open_prepared(path: Path, *, of: str | None = None) -> Images | None:
     """The images of an array that ``prepare`` made, mapped into memory; ``None`` where there is none that is whole.
 
@@ -130,12 +151,6 @@ def open_prepared(path: Path, *, of: str | None = None) -> Images | None:
         return Images(torch.from_numpy(array), tuple(about.class_names), tuple(about.counts))
     except (TypeError, ValueError):  # the facts do not fit
         return None
-
-
-def describe_prepared(path: Path) -> dict[str, Any]:
-    """What is known of an array that ``prepare`` made: its source, classes, counts, shape and hash."""
-    about = _read_about(path.with_suffix(".json"))
-    return {} if about is None else asdict(about)
 
 
 def cache_places(folder: Path, file: str) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class TorchDataset(ImageData):
         if dataset is None:
             raise ValueError(f"no data set was given for {part}; TorchDataset({part}=...) takes one")
         classes: dict[Any, list[Pixels]] = {}
-        for i in range(len(dataset)):  # type: ignore[arg-type]
+        for i in range(len(cast(Sized, dataset))):
             item = dataset[i]
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise ValueError(f"item {i} of {self.dataset} is {type(item).__name__}; (image, label) is needed")

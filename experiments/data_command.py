@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from snail.datasets import ImageData, ImageFolder, Images, MiniImageNet, Omniglot
-from snail.datasets.images import split_hash
+from snail.datasets.images import PARTS, split_hash
 from snail.datasets.mini_imagenet import download_mini_imagenet, prepare_mini_imagenet
 from snail.datasets.omniglot_reader import download_omniglot
 
@@ -20,7 +20,6 @@ from .options import OptionParser, check_output
 
 __all__ = ["main"]
 
-PARTS = ("train", "val", "test")
 DATA = {"mini_imagenet": MiniImageNet, "omniglot": Omniglot, "folder": ImageFolder}
 SHOWN_CLASSES, SHOWN_IMAGES = 8, 12  # of a part, in the contact sheet
 

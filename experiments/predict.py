@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from snail import Learner
 from snail.datasets import ImageData
-from snail.datasets.decoding import open_picture
-from snail.datasets.image_folder import class_folders, is_picture
+from snail.datasets.decoding import is_picture, open_picture
+from snail.datasets.image_folder import class_folders
 from snail.files import replacing
 
 from .loading import load_run
@@ -47,7 +47,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Predictions(Sequence[Prediction]):
+class Predictions:
     """Answers to pictures, with what is needed to look at them.
 
     Args:
@@ -72,9 +72,9 @@ class Predictions(Sequence[Prediction]):
         """Number of pictures."""
         return len(self.each)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        """An answer, or some of them."""
-        return self.each[index]
+    def __iter__(self) -> Iterator[Prediction]:
+        """One answer a picture, in the order of the files' names."""
+        return iter(self.each)
 
     def draw(self, picture: Path) -> None:
         """Draw the first answers, each beside the labelled pictures that it owes its answer to the most."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from snail import NearestNeighbour, evaluate
-from snail.datasets import ImageFolder, image_folder
+from snail.datasets import ImageFolder, image_folder, prepared
 from snail.datasets.image_folder import class_folders
 
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255), "dog": (255, 255, 0), "elk": (0, 255, 255)}
@@ -142,14 +142,14 @@ def test_a_folder_that_cannot_be_written_is_kept_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = fill(tmp_path / "pets")
-    real = image_folder.prepare
+    real = prepared.prepare
 
     def prepare(source: object, path: Path, **how: object) -> None:
         if root in path.parents:
             raise PermissionError(path)
         real(source, path, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_folder, "prepare", prepare)
+    monkeypatch.setattr(prepared, "prepare", prepare)
     assert len(ImageFolder(root, image_size=8, shares=(0, 0, 1)).images("test")) == 15
     assert not (root / ".snail").exists()
     assert list((tmp_path / "cache" / "snail").glob("test_8_*.npy"))

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,11 @@ import torch
 from PIL import Image
 
 import snail.datasets
-from snail.datasets import MiniImageNet, mini_imagenet
+from snail.datasets import MiniImageNet, mini_imagenet, prepared
 from snail.datasets import mini_imagenet_reader as reader
 from snail.datasets.images import Images
 from snail.datasets.mini_imagenet import prepare_mini_imagenet, prepared_paths
-from snail.datasets.prepared import Source, describe_prepared, open_prepared
+from snail.datasets.prepared import Source, open_prepared
 
 CLASSES = {
     "train": ("n01532829", "n01558993", "n01704323"),
@@ -75,7 +76,7 @@ def root(tmp_path: Path) -> Path:
 def refuse_writing(monkeypatch: pytest.MonkeyPatch, error: OSError, *folders: Path) -> list[Path]:
     """Stand in for folders that cannot be written, which the superuser could all the same; gives where it was tried."""
     tried: list[Path] = []
-    prepare = mini_imagenet.prepare
+    prepare = prepared.prepare
 
     def guarded(source: Source, path: Path, **how: Any) -> None:
         tried.append(path)
@@ -83,7 +84,7 @@ def refuse_writing(monkeypatch: pytest.MonkeyPatch, error: OSError, *folders: Pa
             raise error
         prepare(source, path, **how)
 
-    monkeypatch.setattr(mini_imagenet, "prepare", guarded)
+    monkeypatch.setattr(prepared, "prepare", guarded)
     return tried
 
 
@@ -103,9 +104,8 @@ def test_a_part_is_prepared_when_it_is_used_first(root: Path, part: str) -> None
         f"mini_imagenet_{part}.json",
         f"mini_imagenet_{part}.npy",
     ]
-    assert describe_prepared(root / "prepared" / f"mini_imagenet_{part}.npy")["source"] == (
-        f"{part}.csv and images in images/"
-    )
+    about = json.loads((root / "prepared" / f"mini_imagenet_{part}.json").read_text())
+    assert about["source"] == f"{part}.csv and images in images/"
 
 
 def test_a_part_that_is_prepared_is_opened_without_its_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

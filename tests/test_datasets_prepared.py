@@ -17,7 +17,7 @@ import pytest
 
 from snail.datasets import prepared
 from snail.datasets.images import Images
-from snail.datasets.prepared import Pixels, Source, cache_places, describe_prepared, open_prepared, prepare
+from snail.datasets.prepared import Pixels, Source, cache_places, open_prepared, prepare
 
 SHAPE = (3, 4, 5)
 COUNTS = {"ant": 2, "bee": 3, "cow": 1}
@@ -81,7 +81,7 @@ def test_prepared_images_come_back_as_they_were_given(path: Path) -> None:
 
 def test_facts_of_prepared_images_stand_beside_them(path: Path) -> None:
     Reading().prepare(path)
-    about = describe_prepared(path)
+    about = json.loads(path.with_suffix(".json").read_text())
     assert about == {
         "format": 1,
         "source": "here",
@@ -91,13 +91,11 @@ def test_facts_of_prepared_images_stand_beside_them(path: Path) -> None:
         "done": 3,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    assert json.loads(path.with_suffix(".json").read_text()) == about
     np.testing.assert_array_equal(np.load(path), Reading().array())  # any tool reads it
 
 
-def test_nothing_is_said_of_what_is_not_there(path: Path) -> None:
+def test_there_are_no_images_where_nothing_was_prepared(path: Path) -> None:
     assert open_prepared(path) is None
-    assert describe_prepared(path) == {}
 
 
 def test_an_array_of_another_source_does_not_count(path: Path) -> None:
@@ -262,7 +260,7 @@ def test_what_another_source_wrote_over_is_read_again(path: Path) -> None:
 
 def test_what_was_said_of_a_finished_array_is_not_believed_of_the_next(path: Path) -> None:
     Reading().prepare(path)
-    about = replace(prepared._About(**describe_prepared(path)), sha256="")
+    about = replace(prepared._About(**json.loads(path.with_suffix(".json").read_text())), sha256="")
     prepared._write_about(path.with_suffix(".json.part"), about)  # killed before it was taken away
     killed(Reading(kill=(0, 1)), path)
     again = Reading()
