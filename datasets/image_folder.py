@@ -110,6 +110,8 @@ class ImageFolder(ImageData):
             return prepare_in_one_of(places, source, image_shape=shape, progress=f"{self.dataset}, {part}")
         except ValueError as error:
             broken = [path for paths in files.values() for path in _broken(paths)]
+            if not broken:  # something else is wrong
+                raise
             count = sum(map(len, files.values()))
             raise ValueError(
                 f"{len(broken)} of {count} files in {self.root} cannot be read as pictures, such as "

@@ -141,7 +141,9 @@ def markdown_table(report: dict[str, Any]) -> str:
         name = f"{row['data']}, {row['ways']}-way {row['shots']}-shot, {row['queries_per_class']} a class"
         ratio = f"{row['ratio']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
         lines.append(f"| {name} | {row['episodes_per_second']:,.0f} | {row['one_file_an_item']:,.0f} | {ratio} |")
-    shares = "; ".join(f"{row['what']} {100 * row['waiting_share']:.1f} %" for row in report["waiting"])
+    shares = "; ".join(
+        f"{row['what']} {100 * row['waiting_share']:.1f} % of {row['steps']} steps" for row in report["waiting"]
+    )
     pairs = len(report["drawing"][0]["pairs"])
     where = f"{report['hardware']}, torch {report['versions']['torch']}"
     return "\n".join(

@@ -118,6 +118,15 @@ def test_broken_files_are_named_and_left_out_only_on_request(tmp_path: Path) -> 
         assert lenient.images("test").counts == (3, 2, 2, 3, 3)
 
 
+def test_what_goes_wrong_with_whole_files_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(*args: object, **how: object) -> None:
+        raise ValueError("another process changed it")
+
+    monkeypatch.setattr(prepared, "prepare", prepare)
+    with pytest.raises(ValueError, match="^another process changed it$"):
+        ImageFolder(fill(tmp_path / "pets"), image_size=8, shares=(0, 0, 1)).images("test")
+
+
 def test_images_are_kept_and_made_again_only_when_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "pets")
     opened: list[Path] = []

@@ -59,13 +59,13 @@ def test_the_table_holds_rates_ratios_and_shares() -> None:
     row = {"data": "omniglot", "ways": 5, "shots": 1, "queries_per_class": 1, "pairs": [{}, {}]}
     row |= {"episodes_per_second": 12345.6, "one_file_an_item": 210.4, "ratio": 58.7, "ratio_min": 50, "ratio_max": 60}
     report = {"drawing": [row], "hardware": "a processor", "versions": {"torch": "2.9"}, "load": 0.1}
-    report |= {"waiting": [{"what": "SNAIL on omniglot", "waiting_share": 0.0123}]}
+    report |= {"waiting": [{"what": "SNAIL on omniglot", "steps": 250, "waiting_share": 0.0123}]}
     assert markdown_table(report).splitlines() == [
         "| ready episodes a second | here | a file opened for each item | ratio (spread) |",
         "| --- | --- | --- | --- |",
         "| omniglot, 5-way 1-shot, 1 a class | 12,346 | 210 | 58.7 (50.0 to 60.0) |",
         "",
-        "Time of training steps spent waiting for data: SNAIL on omniglot 1.2 %.",
+        "Time of training steps spent waiting for data: SNAIL on omniglot 1.2 % of 250 steps.",
         "a processor, torch 2.9, median of 2 pairs, load 0.1 in the minute before.",
     ]
 
