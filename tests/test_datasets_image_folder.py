@@ -123,7 +123,7 @@ def test_what_goes_wrong_with_whole_files_is_told_as_it_is(tmp_path: Path, monke
         raise ValueError("another process changed it")
 
     monkeypatch.setattr(prepared, "prepare", prepare)
-    with pytest.raises(ValueError, match="^another process changed it$"):
+    with pytest.raises(ValueError, match=r"^another process changed it$"):
         ImageFolder(fill(tmp_path / "pets"), image_size=8, shares=(0, 0, 1)).images("test")
 
 

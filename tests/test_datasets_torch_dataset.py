@@ -62,6 +62,12 @@ def test_images_of_every_kind_are_taken(image: Any) -> None:
     assert images.pixels[0, :, 0, 0].tolist() == [51, 102, 204]
 
 
+def test_every_level_comes_back_from_a_float() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    pixels = TorchDataset(test=Listed([(levels / 255, 0)])).images("test").pixels
+    assert torch.equal(pixels[0], levels)
+
+
 def test_grey_pictures_have_one_channel_and_sizes_are_made_one_on_request() -> None:
     items = [(Image.new("L", (9, 12), 7), 0), (Image.new("L", (20, 8), 9), 1)]
     with pytest.raises(ValueError, match=r"shapes \[\(1, 8, 20\), \(1, 12, 9\)\]; give image_size"):

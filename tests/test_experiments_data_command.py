@@ -60,6 +60,12 @@ def test_check_finds_images_that_are_in_two_parts_or_there_twice(tmp_path: Path,
     assert printed.count("1 images are copies of others") == 1
 
 
+def test_an_image_in_two_parts_is_wrong_also_under_another_class(tmp_path: Path, capfd: Capture) -> None:
+    root = folder(tmp_path / "mine", {"train": [1, 2], "test": [2, 4]})
+    assert main(["data", "check", "folder", "--root", str(root)]) == 1
+    assert "train and test share no classes and 2 images" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("action", ["prepare", "check"])
 def test_nothing_there_is_one_sentence(action: str, tmp_path: Path, capfd: Capture) -> None:
     (tmp_path / "notes.txt").write_text("nothing")

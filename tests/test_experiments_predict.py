@@ -155,6 +155,17 @@ def test_a_gradient_learner_adapts_and_cannot_tell_what_it_owes_its_answer_to(
     assert (tmp_path / "answers.png").stat().st_size > 1000
 
 
+def test_queries_of_a_transductive_learner_stay_together(tmp_path: Path, keep_run: KeepRun) -> None:
+    torch.manual_seed(0)
+    learner = MAML(Conv4(3, filters=4, image_size=16), 64, ways=2, batch_norm="transductive").eval()
+    init_args = {**LEARNERS["maml"]["init_args"], "batch_norm": "transductive"}
+    run = keep_run(tmp_path / "maml", learner, {"class_path": "snail.MAML", "init_args": init_args}, DATA, ways=2)
+    few = {name: SHADES[name] for name in ("black", "white")}
+    found = predict(run, *pictures(tmp_path / "mine", few))
+    together = learner(found.support[None], found.support_y[None], found.queries[None])[0].softmax(-1).amax(-1)
+    torch.testing.assert_close(torch.tensor([answer.probability for answer in found]), together)
+
+
 def test_folders_without_pictures_are_told(by_pixels: Path, tmp_path: Path) -> None:
     support, query = pictures(tmp_path / "mine")
     (tmp_path / "empty").mkdir()
