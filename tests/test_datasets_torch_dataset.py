@@ -62,10 +62,13 @@ def test_images_of_every_kind_are_taken(image: Any) -> None:
     assert images.pixels[0, :, 0, 0].tolist() == [51, 102, 204]
 
 
-def test_every_level_comes_back_from_a_float() -> None:
+def test_floats_become_the_nearest_level() -> None:
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     pixels = TorchDataset(test=Listed([(levels / 255, 0)])).images("test").pixels
     assert torch.equal(pixels[0], levels)
+    between = torch.tensor([0.6, 0.4, 254.6]).view(3, 1, 1) / 255  # as resizing leaves them: the nearest level counts
+    pixels = TorchDataset(test=Listed([(between, 0)])).images("test").pixels
+    assert pixels.flatten().tolist() == [1, 0, 255]
 
 
 def test_grey_pictures_have_one_channel_and_sizes_are_made_one_on_request() -> None:
