@@ -25,7 +25,7 @@ OWN_COMMANDS = {  # and where their main is
     "predict": ".predict",
     "export": ".loading",
     "data": ".data_command",
-    "benchmark": ".benchmark",
+    "bench": ".bench.command",
 }
 BUILT_IN = "glyphs_5way"  # what `snail fit` without a config is called
 
@@ -42,8 +42,7 @@ commands:
   data       make a data set ready and check it: miniImageNet in all its forms, Omniglot, your own folder
   configs    list the configs that ship with the package, with the figure each should give
   results    print results.json of one or more runs as a table  (snail results RUN ...)
-  benchmark  time a training step and a streamed step against the plain way; benchmark maml: a meta-step of MAML;
-             benchmark data: episodes a second
+  bench      time what this package does against the plain way, on this machine  (snail bench NAME)
 
 `snail <command> --help` explains the options. --debug anywhere shows the traceback of an error. --trust PACKAGE lets
 the config that comes with a checkpoint name classes of a package besides snail, torch and torchvision."""

@@ -142,7 +142,7 @@ class GradientLearner(Learner):
         per_step_norm: Whether each inner step has batch-norm weights of its own, learned in the outer loop alone, and
             with ``running`` averages of its own (MAML++).
         tasks_at_once: Tasks that are computed together; memory grows with it. By default all on a GPU, and on a CPU as
-            many as are fastest there by the size of their supports (``snail benchmark maml`` measures it): 7 of 5-way
+            many as are fastest there by the size of their supports (``snail bench maml`` measures it): 7 of 5-way
             1-shot Omniglot, one of 20-way or where images are large.
         recompute: Whether inner steps are computed again in the backward pass instead of kept, so that memory hardly
             grows with their number.

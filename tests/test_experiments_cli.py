@@ -296,7 +296,7 @@ def test_a_second_test_replaces_its_record(copy_of_run: Path) -> None:
         (["predict", "--ckpt_path", "nope", "--support", "a", "--query", "b"], "nope does not exist"),
         (["predict", "--ckpt_path", "small"], "required: --support, --query"),
         (["data", "check", "folder", "--root", "empty"], "no folder with pictures"),
-        (["benchmark", "--pairs=0"], "pairs"),
+        (["bench", "sharing", "--pairs=0"], "pairs"),
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_changes_nothing(
@@ -436,7 +436,7 @@ def test_configs_lists_every_config_with_the_results_it_gave(capfd: pytest.Captu
 def test_help_names_every_command(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     printed = capfd.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "export", "data", "configs", "results", "benchmark"):
+    for command in ("fit", "validate", "test", "predict", "export", "data", "configs", "results", "bench"):
         assert f"\n  {command} " in printed
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from snail import SNAIL, Conv4
 from snail.datasets import mini_imagenet
-from snail.experiments import benchmark, benchmark_data, benchmark_maml
+from snail.experiments.bench import data, maml, sharing
 from snail.experiments.cli import SHIPPED, main
 
 ROOT = Path(__file__).parents[1]
@@ -154,13 +154,13 @@ def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> No
 @pytest.mark.parametrize(
     ("command", "file", "table"),
     [
-        ("snail benchmark", "benchmark", benchmark.markdown_table),
-        ("snail benchmark maml", "benchmark_maml", benchmark_maml.markdown_table),
-        ("snail benchmark data", "benchmark_data", benchmark_data.markdown_table),
+        ("snail bench sharing", "sharing", sharing.markdown_table),
+        ("snail bench maml", "maml", maml.markdown_table),
+        ("snail bench data", "data", data.markdown_table),
     ],
 )
 def test_measured_speed_is_what_the_file_holds(command: str, file: str, table: Callable[[Any], str]) -> None:
-    report = json.loads((SHIPPED / "results" / "benchmark" / f"{file}.json").read_text())
+    report = json.loads((SHIPPED / "results" / "bench" / f"{file}.json").read_text())
     assert report["quick"] is False
     assert between(command, MEASURED) == table(report)
 

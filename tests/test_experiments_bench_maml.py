@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from snail.experiments import benchmark, benchmark_maml
-from snail.experiments.benchmark_maml import OURS, PEERS, RECOMPUTED, WAYS, Setting, markdown_table, meta_gradient
+from snail.experiments.bench import common, maml, processes
+from snail.experiments.bench.maml import OURS, PEERS, RECOMPUTED, WAYS, Setting, markdown_table, meta_gradient
 from snail.experiments.cli import main as snail
 
 
@@ -49,12 +49,12 @@ def test_the_meta_gradient_depends_on_the_setting_alone() -> None:
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def without_the_last(network: nn.Module, setting: Setting) -> benchmark_maml.Backward:
+def without_the_last(network: nn.Module, setting: Setting) -> maml.Backward:
     list(network.parameters())[-1].requires_grad_(False)
-    return benchmark_maml.package(network, setting)
+    return maml.package(network, setting)
 
 
-WRONG = {"first order": partial(benchmark_maml.package, first_order=True), "a weight left out": without_the_last}
+WRONG = {"first order": partial(maml.package, first_order=True), "a weight left out": without_the_last}
 
 
 class Here:
@@ -64,7 +64,7 @@ class Here:
     memory: dict[str, int | None]
     ended: list[str]
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, way: str, serve: Any, job: Any) -> None:
         self.job = job
 
     def receive(self) -> list[float]:
@@ -86,7 +86,7 @@ class Here:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
-    monkeypatch.setattr(benchmark_maml, "_Process", Here)
+    monkeypatch.setattr(maml, "Process", Here)
     for made_up in ("seconds", "memory"):
         monkeypatch.setattr(Here, made_up, {}, raising=False)
     monkeypatch.setattr(Here, "ended", [], raising=False)
@@ -97,9 +97,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
 def test_a_wrong_way_is_not_timed(
     wrong: str, here: type[Here], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(benchmark_maml, "WAYS", {OURS: WAYS[OURS], wrong: WRONG[wrong]})
+    monkeypatch.setattr(maml, "WAYS", {OURS: WAYS[OURS], wrong: WRONG[wrong]})
     with pytest.raises(ValueError, match=f"the meta-gradients of 'package' and '{wrong}' differ by"):
-        benchmark_maml.main(["--quick", "--output", str(tmp_path / "times.json")])
+        maml.main(["--quick", "--output", str(tmp_path / "times.json")])
     assert sorted(here.ended) == sorted([OURS, wrong])
     assert not list(tmp_path.iterdir())
 
@@ -108,7 +108,7 @@ def test_times_are_those_of_a_task_and_ratios_those_of_a_round(here: type[Here])
     here.seconds = {OURS: iter([9.0, 0.002, 0.004, 0.008]), "plain loop": iter([9.0, 0.006, 0.004, 0.032])}
     here.memory = {OURS: 3 * 2**20, "plain loop": None}
     options = Namespace(device="cpu", keep_memory=False, pairs=3)
-    measured = benchmark_maml.measure([OURS, "plain loop"], small(), options, {})
+    measured = maml.measure([OURS, "plain loop"], small(), options, {})
     assert list(measured) == [OURS, "plain loop"]
     assert measured[OURS]["ms_each"] == [1, 2, 4]  # 2 tasks; the first round warms up
     assert [measured[OURS][key] for key in ("ms", "ratio", "ratio_min", "ratio_max")] == [2, 1, 1, 1]
@@ -124,17 +124,17 @@ def test_a_broken_way_is_an_error_and_a_broken_peer_is_left_out(
 ) -> None:
     options = Namespace(device="cpu", keep_memory=False, pairs=1)
     with pytest.raises(RuntimeError, match="the way 'broken' failed"):
-        benchmark_maml.measure([OURS, "broken"], small(), options, {})
-    monkeypatch.setattr(benchmark_maml, "PEERS", ("broken",))
+        maml.measure([OURS, "broken"], small(), options, {})
+    monkeypatch.setattr(maml, "PEERS", ("broken",))
     here.seconds, here.memory = {OURS: iter([1.0, 1.0])}, {OURS: 0}
     left_out: dict[str, str] = {}
-    assert list(benchmark_maml.measure([OURS, "broken"], small(), options, left_out)) == [OURS]
+    assert list(maml.measure([OURS, "broken"], small(), options, left_out)) == [OURS]
     assert left_out == {"broken": "the way 'broken' failed"}
     assert sorted(here.ended) == sorted([OURS, "broken"] * 2)
 
 
 def test_a_process_that_ended_is_an_error_that_names_its_way() -> None:
-    process = benchmark_maml._Process(benchmark_maml._Job(OURS, small(), "cpu", 1, False))
+    process = processes.Process(OURS, maml._serve, maml._Job(OURS, small(), "cpu", 1, False))
     try:
         process.process.kill()
         process.process.join()
@@ -153,8 +153,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The output of a quick run, and what it printed."""
     path, out = tmp_path_factory.mktemp("quick") / "times.json", io.StringIO()
     with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_maml, "SWEEP", (2, 4))  # a process less; 4 are more than there are
-        assert snail(["benchmark", "maml", "--quick", f"--output={path}"]) == 0
+        patch.setattr(maml, "SWEEP", (2, 4))  # a process less; 4 are more than there are
+        assert snail(["bench", "maml", "--quick", f"--output={path}"]) == 0
     return path, out.getvalue()
 
 
@@ -191,7 +191,7 @@ def test_quick_writes_every_field(quick: tuple[Path, str]) -> None:
         assert timing["ms_each"] == [timing["ms"]]
         assert all(math.isfinite(timing[key]) and timing[key] > 0 for key in ("ms", "ratio", "ratio_min", "ratio_max"))
         assert timing["memory_mib"] is None or timing["memory_mib"] >= 0
-        assert timing["max_difference"] <= benchmark.TOLERANCE
+        assert timing["max_difference"] <= common.TOLERANCE
     for first in (timings[OURS], sweep["2"]):
         assert (first["ratio"], first["ratio_min"], first["ratio_max"], first["max_difference"]) == (1, 1, 1, 0)
 
@@ -213,11 +213,11 @@ def test_quick_prints_the_ways(quick: tuple[Path, str]) -> None:
     assert [line for line in lines if line.startswith("left out: ")] == [
         f"left out: {reason}" for reason in report["left_out"].values()
     ]
-    assert lines[-2:] == [benchmark_maml.fastest(report), f"every number: {path}"]
+    assert lines[-2:] == [maml.fastest(report), f"every number: {path}"]
 
 
 def test_show_prints_the_tables_of_a_file(quick: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert snail(["benchmark", "maml", "--show", str(quick[0])]) == 0
+    assert snail(["bench", "maml", "--show", str(quick[0])]) == 0
     assert capsys.readouterr() == (markdown_table(json.loads(quick[0].read_text())) + "\n", "")
 
 
@@ -241,14 +241,14 @@ def test_bad_options_are_one_sentence(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(benchmark, "keep_memory", lambda: False)
-    assert snail(["benchmark", "maml", *argv]) == 1
+    monkeypatch.setattr(common, "keep_memory", lambda: False)
+    assert snail(["bench", "maml", *argv]) == 1
     assert capsys.readouterr() == ("", f"snail: error: {message}\n")
 
 
 def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
-        benchmark_maml.main(["--help"])
+        maml.main(["--help"])
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("meta-step", "learn2learn", "--output", "--quick", "OMP_NUM_THREADS"))
 
@@ -311,14 +311,14 @@ def test_the_table_holds_ratios_with_spread_and_memory_and_the_sentence_what_was
 def test_kept_memory_and_a_gpu_are_told(report: dict[str, Any]) -> None:
     report |= {"keep_memory": True, "device": "cuda"}
     *_, fastest, facts = markdown_table(report).splitlines()
-    assert fastest == benchmark_maml.fastest(report)
+    assert fastest == maml.fastest(report)
     assert "higher 0.2.1, memory kept, median of 3 pairs" in facts
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 GROWTH = """\
-from snail.experiments.benchmark_maml import peak_memory
+from snail.experiments.bench.processes import peak_memory
 
 held, peak = [], peak_memory()
 while peak is not None and peak_memory() == peak:  # until what is held is the peak: imports may have freed some

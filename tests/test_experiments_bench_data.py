@@ -1,4 +1,4 @@
-"""``snail benchmark data``: both ways give the same images, and the report holds every number that it prints."""
+"""``snail bench data``: both ways give the same images, and the report holds every number that it prints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from snail import NearestNeighbour
 from snail.datasets import Glyphs
-from snail.experiments import benchmark_data
-from snail.experiments.benchmark_data import OneFileAnItem, markdown_table, time_drawing, time_waiting
+from snail.experiments.bench import data as data_bench
+from snail.experiments.bench.data import OneFileAnItem, markdown_table, time_drawing, time_waiting
 from snail.experiments.cli import main
 
 
@@ -34,7 +34,7 @@ def test_ways_that_differ_are_not_timed(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_share_of_waiting_is_that_of_the_time_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000))  # each look at the clock is a second later: one for data, one for the rest
-    monkeypatch.setattr(benchmark_data.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(data_bench.time, "perf_counter", lambda: float(next(now)))
     learner = NearestNeighbour(5, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 4)))
     row = time_waiting(Glyphs(batch_size=2), learner, steps=3, what="a trial")
     assert row == {"data": "glyphs", "what": "a trial", "steps": 3, "seconds": 6.0, "waiting_share": 0.5}
@@ -44,14 +44,14 @@ def test_quick_writes_every_number_and_the_table_is_made_of_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "times.json"
-    assert main(["benchmark", "data", "--quick", "--output", str(path)]) == 0
+    assert main(["bench", "data", "--quick", "--output", str(path)]) == 0
     printed, report = capfd.readouterr().out, json.loads(path.read_text())
     (row,), (waiting,) = report["drawing"], report["waiting"]
     assert (row["data"], row["ways"], row["shots"], row["queries_per_class"]) == ("glyphs", 5, 1, 1)
     assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("episodes_per_second", "one_file_an_item", "ratio"))
     assert 0 < waiting["waiting_share"] < 1 and report["quick"] is True
     assert "glyphs, 5-way 1-shot, 1 queries" in printed and "SNAIL on glyphs" in printed
-    assert main(["benchmark", "data", "--show", str(path)]) == 0
+    assert main(["bench", "data", "--show", str(path)]) == 0
     assert capfd.readouterr().out.strip() == markdown_table(report)
 
 
@@ -71,5 +71,5 @@ def test_the_table_holds_rates_ratios_and_shares() -> None:
 
 
 def test_bad_options_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", "data", "--pairs", "0"]) == 1
+    assert main(["bench", "data", "--pairs", "0"]) == 1
     assert "0 is not a whole number of at least 1" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""``snail benchmark data``: how fast episodes are drawn, and how long a training step waits for them.
+"""``snail bench data``: how fast episodes are drawn, and how long a training step waits for them.
 
 Two ways are timed in turn: this package's, which gathers from one array, and that of a loader that opens a file for
 each item, as most do, on the same images written as PNG files. Both give the same items.
@@ -22,10 +22,9 @@ from torch import Tensor
 from snail import SNAIL, Conv4, Episode, Learner, ProtoNet
 from snail.datasets import EpisodeSampler, Glyphs, ImageData, Images, MiniImageNet, Omniglot
 from snail.datasets.images import split_hash
-from snail.files import replacing
 
-from .benchmark import about_run, check_options, compare
-from .options import OptionParser, whole_number
+from ..options import OptionParser, whole_number
+from .common import about_run, check_options, compare, write_report
 
 __all__ = ["OneFileAnItem", "main", "markdown_table"]
 
@@ -154,14 +153,14 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(
-        prog="snail benchmark data",
+        prog="snail bench data",
         allow_abbrev=False,
         description="""Time how many ready episodes a second are drawn, images included, against a loader that opens a
 file for each item, and which share of a training step's time its data takes: SNAIL on small grey images, a prototypical
 network with Conv-4 on miniImageNet. One process, no workers.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="benchmark_data.json", help="file for every number, overwritten" + default)
+    add("--output", type=Path, default="data.json", help="file for every number, overwritten" + default)
     add("--omniglot", type=Path, metavar="DIR", help="Omniglot's folder; left out if not given")
     add("--mini_imagenet", type=Path, metavar="DIR", help="miniImageNet's folder; left out if not given")
     add("--pairs", type=whole_number, default=7, help="how often both ways are timed" + default)
@@ -175,10 +174,10 @@ network with Conv-4 on miniImageNet. One process, no workers.""",
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``snail benchmark data``.
+    """Run ``snail bench data``.
 
     Args:
-        argv: The command line behind ``benchmark data``.
+        argv: The command line behind ``bench data``.
 
     Returns:
         The exit status, 0.
@@ -214,7 +213,5 @@ def main(argv: Sequence[str]) -> int:
         row = time_waiting(data, learner, steps=options.steps, what=what)
         report["waiting"].append(row)
         print(f"{what}: {100 * row['waiting_share']:.1f} % of {row['seconds']:.1f} s waited for data", flush=True)
-    with replacing(options.output) as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-    print(f"every number: {options.output}")
+    write_report(report, options.output)
     return 0

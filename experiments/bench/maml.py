@@ -1,4 +1,4 @@
-"""``snail benchmark maml``: a meta-step of exact MAML as this package does it, against the ways of others.
+"""``snail bench maml``: a meta-step of exact MAML as this package does it, against the ways of others.
 
 Every way runs in a fresh process of its own, so that its peak memory is its own and nothing that one way leaves behind
 serves another. The processes take turns, A B C A B C ..., so that what else the machine does falls on all alike. Before
@@ -13,9 +13,7 @@ import argparse
 import contextlib
 import importlib
 import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,17 +28,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from snail import MAML, Conv4, Episode
-from snail.files import replacing
 
-from .benchmark import (
-    about_run,
-    check_options,
-    largest_difference,
-    ratios_to,
-    take_turns,
-)
-from .levers import keep_memory
-from .options import OptionParser, whole_number
+from ..levers import keep_memory
+from ..options import OptionParser, whole_number
+from .common import about_run, check_options, largest_difference, ratios_to, take_turns, write_report
+from .processes import Process, peak_memory
 
 __all__ = ["PEERS", "WAYS", "Setting", "main", "markdown_table", "meta_gradient", "plain_loop"]
 
@@ -193,20 +185,6 @@ def meta_gradient(way: str, setting: Setting) -> Tensor:
 # -- a process for each way ------------------------------------------------------------------------------------------
 
 
-def peak_memory() -> int | None:
-    """The most memory in bytes that this process had so far; ``None`` where the system does not tell."""
-    # On Linux what `getrusage` tells begins with the peak of the process that started this one.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 @dataclass(frozen=True)
 class _Job:
     """What a process is to do: a way, its setting, and the machine's options, alike for all."""
@@ -220,16 +198,13 @@ class _Job:
 
 def _serve(pipe: Connection, job: _Job) -> None:
     """Run in the process of a way: answer ``step`` with seconds, and anything else with the memory's peak."""
-    try:
-        torch.set_num_threads(job.threads)
-        if job.keep_memory:
-            keep_memory()
-        if job.way in PEERS:
-            importlib.import_module(job.way)
-        pipe.send(meta_gradient(job.way, _small(job.setting)).tolist())
-        _take_steps(pipe, job)
-    except Exception as error:  # told to the process that waits
-        pipe.send(f"{type(error).__name__}: {error}")
+    torch.set_num_threads(job.threads)
+    if job.keep_memory:
+        keep_memory()
+    if job.way in PEERS:
+        importlib.import_module(job.way)
+    pipe.send(meta_gradient(job.way, _small(job.setting)).tolist())
+    _take_steps(pipe, job)
 
 
 def _take_steps(pipe: Connection, job: _Job) -> None:
@@ -256,54 +231,6 @@ def _small(setting: Setting) -> Setting:
     return Setting(min(setting.ways, 5), setting.steps, 3, filters=8, rate=setting.rate)
 
 
-class _Process:
-    """A way in a process of its own.
-
-    Args:
-        job: What it does.
-    """
-
-    def __init__(self, job: _Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.way = job.way
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, job), daemon=True)
-        self.process.start()
-        other.close()  # so that the end of the process is noticed here
-
-    def receive(self) -> Any:
-        """What the process sends next.
-
-        Raises:
-            RuntimeError: If it failed or ended.
-        """
-        try:
-            answer = self.pipe.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            code = self.process.exitcode
-            raise RuntimeError(f"the process of the way {self.way!r} ended with exit code {code}") from None
-        if isinstance(answer, str):
-            raise RuntimeError(f"the way {self.way!r} failed with {answer}")
-        return answer
-
-    def ask(self, what: str) -> Any:
-        """Send ``what``: what the process sends back."""
-        with contextlib.suppress(ConnectionError):  # it ended; `receive` tells why
-            self.pipe.send(what)
-        return self.receive()
-
-    def step(self) -> float:
-        """Take a meta-step: its seconds."""
-        return float(self.ask("step"))
-
-    def end(self) -> None:
-        """End the process, also if it hangs."""
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-
-
 def measure(
     ways: Sequence[str], setting: Setting, options: argparse.Namespace, left_out: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
@@ -327,7 +254,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         for way in ways:
             job = _Job(way, setting, options.device, torch.get_num_threads(), options.keep_memory)
-            processes[way] = _Process(job)
+            processes[way] = Process(way, _serve, job)
             stack.callback(processes[way].end)
         for way in ways:
             try:
@@ -423,7 +350,7 @@ def _facts(report: Mapping[str, Any]) -> str:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(
-        prog="snail benchmark maml",
+        prog="snail bench maml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         description=f"""Time a meta-step of exact MAML (forward, loss, backward, Adam; float32) as this package does it,
@@ -435,11 +362,11 @@ recompute=True costs in time and spares in memory.
 
 Every way runs in a process of its own, so that its peak memory is its own; the ways are first checked to agree
 on the meta-gradient, then timed in turn. learn2learn and higher take part where they can be imported:
-pip install 'snail-meta[benchmark]' brings higher, while learn2learn 0.2 builds up to Python 3.10 only.
+pip install 'snail-meta[bench]' brings higher, while learn2learn 0.2 builds up to Python 3.10 only.
 OMP_NUM_THREADS sets the threads of all ({torch.get_num_threads()} now). Run it on a machine that does nothing else.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="benchmark_maml.json", help="file for every number, overwritten" + default)
+    add("--output", type=Path, default="maml.json", help="file for every number, overwritten" + default)
     add("--pairs", type=whole_number, default=7, help="how often every way is timed" + default)
     meta_batch = ", ".join(f"{tasks} at {ways} ways" for ways, tasks in TASKS.items())
     add("--tasks", type=whole_number, help=f"tasks of a meta-step (default: {meta_batch})")
@@ -456,10 +383,10 @@ OMP_NUM_THREADS sets the threads of all ({torch.get_num_threads()} now). Run it 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``snail benchmark maml``.
+    """Run ``snail bench maml``.
 
     Args:
-        argv: The command line behind ``benchmark maml``.
+        argv: The command line behind ``bench maml``.
 
     Returns:
         The exit status, 0.
@@ -495,7 +422,5 @@ def main(argv: Sequence[str]) -> int:
     for reason in report["left_out"].values():
         print(f"left out: {reason}")
     print("\n" + fastest(report))
-    with replacing(options.output) as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-    print(f"every number: {options.output}")
+    write_report(report, options.output)
     return 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snail import SNAIL, AttentionBlock, Conv4, Episode, Stack, TCBlock
-from snail.experiments import benchmark
+from snail.experiments.bench import common, sharing
 from snail.experiments.cli import main as snail
 
 TIMING = {"shared_ms", "plain_ms", "ratio", "ratio_min", "ratio_max", "pairs", "max_difference"}
@@ -51,7 +51,7 @@ def check_timing(record: dict[str, object]) -> None:
 
 def test_quick_writes_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "times.json"
-    assert snail(["benchmark", "--quick", f"--output={path}"]) == 0
+    assert snail(["bench", "sharing", "--quick", f"--output={path}"]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["times.json"]
 
     report = json.loads(path.read_text())
@@ -79,7 +79,7 @@ def test_quick_writes_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_one_query_a_sequence_equals_one_support(learner: SNAIL, episode: Episode) -> None:
-    plain = benchmark.OneQueryASequence(learner)
+    plain = sharing.OneQueryASequence(learner)
     inputs = episode.support_x, episode.support_y, episode.query_x
     parameters = list(learner.parameters())
     logits, gradients = [], []
@@ -99,13 +99,13 @@ def test_reading_on_equals_reading_again() -> None:
     network = Stack(TCBlock(3, 9, 4), AttentionBlock(19, 5, 2)).double()
     x = torch.randn(2, 9, 3, dtype=torch.float64)
     positions = [0, 4, 8]
-    again = benchmark.read_again(network, x, positions)
-    torch.testing.assert_close(benchmark.read_on(network, x)[:, positions], again, rtol=0, atol=1e-12)
+    again = sharing.read_again(network, x, positions)
+    torch.testing.assert_close(sharing.read_on(network, x)[:, positions], again, rtol=0, atol=1e-12)
 
 
 def test_a_part_of_the_queries_is_timed_if_the_images_are_too_many(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    benchmark.main(["--quick", "--pairs=1", "--length=2", "--positions=5", "--sample_images=30", f"--output={path}"])
+    sharing.main(["--quick", "--pairs=1", "--length=2", "--positions=5", "--sample_images=30", f"--output={path}"])
     report = json.loads(path.read_text())
     assert (report["training"][0]["queries"], report["training"][0]["sample"]) == (10, 4)  # 6 images a query
     assert len(report["training"][0]["pairs"]) == 1
@@ -120,7 +120,7 @@ def test_compare_takes_turns_and_drops_the_first_pair() -> None:
         turns.append(way)
         return next(seconds[way])
 
-    timing = benchmark.compare(lambda: measure("shared"), lambda: measure("plain"), pairs=3)
+    timing = common.compare(lambda: measure("shared"), lambda: measure("plain"), pairs=3)
     assert turns == ["shared", "plain"] * 4
     assert (timing["shared_ms"], timing["plain_ms"]) == (2, 4)
     assert (timing["ratio_min"], timing["ratio"], timing["ratio_max"]) == (1, 2, 3)
@@ -128,13 +128,13 @@ def test_compare_takes_turns_and_drops_the_first_pair() -> None:
 
 
 def test_a_wrong_way_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def no_support(self: benchmark.OneQueryASequence, *inputs: torch.Tensor) -> torch.Tensor:
+    def no_support(self: sharing.OneQueryASequence, *inputs: torch.Tensor) -> torch.Tensor:
         answer: torch.Tensor = self.snail(inputs[0][:, :1], inputs[1][:, :1], inputs[2])  # faster, and wrong
         return answer
 
-    monkeypatch.setattr(benchmark.OneQueryASequence, "forward", no_support)
+    monkeypatch.setattr(sharing.OneQueryASequence, "forward", no_support)
     with pytest.raises(ValueError, match="one support and one query a sequence differ by"):
-        benchmark.main(["--quick", "--output", str(tmp_path / "times.json")])
+        sharing.main(["--quick", "--output", str(tmp_path / "times.json")])
     assert not list(tmp_path.iterdir())
 
 
@@ -152,20 +152,20 @@ def test_a_wrong_way_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 )
 def test_bad_options_are_one_sentence(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError) as error:
-        benchmark.main(argv)
+        sharing.main(argv)
     assert str(error.value) == message
-    assert snail(["benchmark", *argv]) == 1
+    assert snail(["bench", "sharing", *argv]) == 1
     assert capsys.readouterr() == ("", f"snail: error: {message}\n")
 
 
 def test_keep_memory_is_an_error_where_it_is_not_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "keep_memory", lambda: False)
+    monkeypatch.setattr(common, "keep_memory", lambda: False)
     with pytest.raises(ValueError, match="leave out --keep_memory"):
-        benchmark.main(["--quick", "--keep_memory"])
+        sharing.main(["--quick", "--keep_memory"])
 
 
 def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
-        benchmark.main(["--help"])
+        sharing.main(["--help"])
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("training step", "streamed step", "--output", "--quick", "OMP_NUM_THREADS"))

@@ -1,9 +1,7 @@
-"""``snail benchmark``: what reading a shared past once gains over reading it anew for every answer.
+"""``snail bench sharing``: what reading a shared past once gains over reading it anew for every answer.
 
 Two ways to the same numbers are timed in turn, A B A B ..., on one model in one process, so that what else the machine
 does falls on both. What is quoted is their ratio. Before a pair is timed it must agree in float64.
-``snail benchmark maml`` (``benchmark_maml``) does the same for MAML's meta-step, ``snail benchmark data``
-(``benchmark_data``) for the drawing of episodes.
 
 Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``t`` step, ``c`` channels.
 """
@@ -13,10 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snail import SNAIL, AttentionBlock, Block, Conv4, Episode, Learner, Stack, TCBlock, serialize
-from snail.evaluation import describe
-from snail.files import replacing
 
-from .levers import keep_memory
-from .options import OptionParser, check_output, whole_number
+from ..options import OptionParser, whole_number
+from .common import about_run, check_options, compare, largest_difference, write_report
 
-__all__ = [
-    "OneQueryASequence",
-    "about_run",
-    "check_options",
-    "compare",
-    "largest_difference",
-    "main",
-    "ratios_to",
-    "read_again",
-    "read_on",
-    "take_turns",
-]
+__all__ = ["OneQueryASequence", "main", "markdown_table", "read_again", "read_on"]
 
 SETTINGS = ((5, 1), (5, 5), (20, 5))  # ways, shots
 QUERIES = (1, 15)  # a class
 CLASSES = 40  # in a batch, unless --episodes is given: 8 episodes of 5 ways, 2 of 20
-TOLERANCE = 1e-9  # float64; different sums of the same numbers differ by 1e-15, a wrong way by far more
 
 
 # -- a training step -------------------------------------------------------------------------------------------------
@@ -156,64 +138,7 @@ def _time_stream(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-# -- both ------------------------------------------------------------------------------------------------------------
-
-
-def compare(shared: Callable[[], float], plain: Callable[[], float], *, pairs: int) -> dict[str, Any]:
-    """Measure two ways in turn, ``pairs`` times each, behind one pair that only warms up.
-
-    Args:
-        shared: Does the work our way and returns its seconds per query or step.
-        plain: Likewise, the plain way.
-        pairs: How often.
-
-    Returns:
-        Medians ``shared_ms`` and ``plain_ms`` in milliseconds; ``ratio``, ``ratio_min`` and ``ratio_max`` of plain to
-        shared within a pair; every pair in milliseconds.
-    """
-    measured = take_turns({"shared_ms": shared, "plain_ms": plain}, pairs=pairs)
-    return {
-        **{way: statistics.median(each) for way, each in measured.items()},
-        **ratios_to(measured["shared_ms"], measured["plain_ms"]),
-        "pairs": [dict(zip(measured, pair, strict=True)) for pair in zip(*measured.values(), strict=True)],
-    }
-
-
-def take_turns(ways: Mapping[str, Callable[[], float]], *, pairs: int) -> dict[str, list[float]]:
-    """Measure some ways in turn, A B C A B C ..., behind one round that only warms up.
-
-    Args:
-        ways: Each does the work and returns its seconds.
-        pairs: Rounds that count.
-
-    Returns:
-        The milliseconds of each way in every round.
-    """
-    rounds = [{name: 1000 * way() for name, way in ways.items()} for _ in range(pairs + 1)][1:]
-    return {name: [each[name] for each in rounds] for name in ways}
-
-
-def ratios_to(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """``ratio``, ``ratio_min`` and ``ratio_max`` of a way's times to the first way's, round by round."""
-    ratios = [slow / fast for fast, slow in zip(first, other, strict=True)]
-    return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-
-
-def largest_difference(shared: Tensor, plain: Tensor, ways: str) -> float:
-    """The largest difference between what two ways give.
-
-    Args:
-        shared: What our way gives, in float64.
-        plain: What the other gives.
-        ways: What the two are called.
-
-    Raises:
-        ValueError: If it is more than rounding.
-    """
-    difference = float((shared - plain).abs().max()) if shared.shape == plain.shape else float("nan")
-    if not difference <= TOLERANCE:  # not a number is refused too
-        raise ValueError(f"{ways} differ by {difference:.1e}, so that timing them would compare different things")
-    return difference
+# -- what is printed -------------------------------------------------------------------------------------------------
 
 
 def _row(name: str, queries: str, timing: dict[str, Any], sample: str) -> str:
@@ -252,28 +177,9 @@ def markdown_table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", facts])
 
 
-def about_run(learner: Learner, options: argparse.Namespace, device: str = "cpu") -> dict[str, Any]:
-    """Facts about the machine and the run that belong into every report; a busy machine is warned of.
-
-    Args:
-        learner: What is timed.
-        options: ``quick`` and ``keep_memory``.
-        device: Where it runs.
-    """
-    about = describe(learner, device)
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # of the minute before
-    memory = ", memory kept" if options.keep_memory else ""
-    print(f"{about['hardware']}, torch {about['versions']['torch']}, float32{memory}")
-    if load is not None and load > 0.5:
-        print(f"load {load:.1f} in the last minute: other work slows the ways unequally; quote quiet runs only")
-    report = {key: about[key] for key in ("versions", "device", "hardware")}
-    report |= {"threads": torch.get_num_threads(), "load": load, "dtype": "float32", "quick": options.quick}
-    return report | {"keep_memory": options.keep_memory}
-
-
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(
-        prog="snail benchmark",
+        prog="snail bench sharing",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         description=f"""Time on the CPU, in float32, what reading a shared past once gains over reading it anew.
@@ -283,13 +189,10 @@ training step   SNAIL with Conv4 on 28x28 random images: all queries of an episo
 streamed step   a sequence read step by step with a state, against recomputing the whole at each step
 
 The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the threads of both
-({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.
-
-`snail benchmark maml` times another thing, a meta-step of MAML, and `snail benchmark data` how fast episodes are
-drawn; both have a --help of their own.""",
+({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="benchmark.json", help="file for every number, overwritten" + default)
+    add("--output", type=Path, default="sharing.json", help="file for every number, overwritten" + default)
     add("--pairs", type=whole_number, default=7, help="how often both ways are timed" + default)
     add("--episodes", type=whole_number, help=f"episodes in a batch (default: {CLASSES} // ways)")
     add("--sample_images", type=whole_number, default=1600, help="most images the plain way embeds at once, one query "
@@ -304,25 +207,11 @@ drawn; both have a --help of their own.""",
     return check_options(parser.parse_args(argv))
 
 
-def check_options(options: argparse.Namespace) -> argparse.Namespace:
-    """Check ``output`` and ``keep_memory``, unless an earlier report is only to be shown, and keep memory if asked to.
-
-    Raises:
-        ValueError: If there is no place for the output, or memory cannot be kept.
-    """
-    if options.show is not None:
-        return options
-    check_output(options.output)
-    if options.keep_memory and not keep_memory():
-        raise ValueError("the C library of this machine cannot be told to keep memory; leave out --keep_memory")
-    return options
-
-
 def main(argv: Sequence[str]) -> int:
-    """Run ``snail benchmark``.
+    """Run ``snail bench sharing``.
 
     Args:
-        argv: The command line behind ``benchmark``.
+        argv: The command line behind ``bench sharing``.
 
     Returns:
         The exit status, 0.
@@ -330,14 +219,6 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: If an option is wrong, or the two ways of a pair do not agree.
     """
-    if argv[:1] == ["maml"]:
-        from .benchmark_maml import main as benchmark_maml
-
-        return benchmark_maml(argv[1:])
-    if argv[:1] == ["data"]:
-        from .benchmark_data import main as benchmark_data
-
-        return benchmark_data(argv[1:])
     options = _options(argv)
     if options.show is not None:
         print(markdown_table(json.loads(options.show.read_text())))
@@ -358,7 +239,5 @@ def main(argv: Sequence[str]) -> int:
     row = report["stream"] = _time_stream(options)
     print(_row(f"{row['length']:,} steps", "", row, f"{len(row['positions'])} of {row['length']:,} positions"))
 
-    with replacing(options.output) as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-    print(f"\nevery number: {options.output}")
+    write_report(report, options.output)
     return 0
