@@ -279,16 +279,20 @@ class SnailCLI(LightningCLI):
         size = sum(p.numel() for p in self.model.learner.parameters())
         levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
         if isinstance(self.model.learner, GradientLearner):
-            (episode,) = self.datamodule.episodes("train", shots=max(self.datamodule.train_shots), count=1)
-            support_x = episode.support_x.to(self.trainer.strategy.root_device)
-            tasks = self.datamodule.batch_size
-            together = self.model.learner.tasks_together(support_x.expand(tasks, *support_x.shape[1:]))
-            levers += f", {min(together, tasks)} tasks at once"
+            levers += f", {self._tasks_at_once(self.model.learner)}"
         ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
             f"({self.datamodule.split}){ways}; {levers}; run folder {self.run}"
         )
+
+    def _tasks_at_once(self, learner: GradientLearner) -> str:
+        (episode,) = self.datamodule.episodes("train", shots=max(self.datamodule.train_shots), count=1)
+        support_x, tasks = episode.support_x.to(self.trainer.strategy.root_device), self.datamodule.batch_size
+        support_x = support_x.expand(tasks, *support_x.shape[1:])
+        threads = learner.groups_side_by_side(support_x)
+        together = f"{min(learner.tasks_together(support_x), tasks)} tasks at once"
+        return together if threads == 1 else f"{together} on each of {threads} threads"
 
     def after_fit(self) -> None:
         """Draw, and test on the built-in data or say how to test."""

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["AttentionBlock", "Block", "CausalConv1d", "DenseBlock", "Stack", "TCBlock"]
 
@@ -220,7 +221,9 @@ class AttentionBlock(Block):
     """One head of soft attention over the steps so far, its read laid behind the input.
 
     ``concat(x, softmax(mask(Q K^T / sqrt(key_size))) V)``; the weights of a step over its keys sum to one. The
-    softmax is written out because fused attention has no second derivative, which gradient-based learners need.
+    softmax is written out because fused attention has no second derivative, which gradient-based learners need. A long
+    sequence is read ``rows`` steps at a time, and their weights are computed again in the backward pass: time grows
+    with the square of the length, but memory with the length (where a second derivative is asked, with its square).
 
     Args:
         in_channels: Channels of each step.
@@ -233,6 +236,8 @@ class AttentionBlock(Block):
     Raises:
         ValueError: If a size is not positive.
     """
+
+    rows = 1024
 
     def __init__(self, in_channels: int, key_size: int, value_size: int) -> None:
         super().__init__()
@@ -252,7 +257,7 @@ class AttentionBlock(Block):
         query, key, value = self._project(x)
         if state is not None:
             key, value = torch.cat([state[0], key], dim=1), torch.cat([state[1], value], dim=1)
-        read = self._attend(query, key).to(value.dtype) @ value
+        read = self._read(query, key, value)
         return torch.cat([x, read.to(x.dtype)], dim=-1), (key, value)
 
     def branch(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
@@ -267,6 +272,19 @@ class AttentionBlock(Block):
         """How much each item of a branch reads of each of the t steps before it and, last, of itself: (b, q, t + 1)."""
         query, key, _ = self._project(x)
         return self._attend_past_and_self(query, key, state[0])
+
+    def _read(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What the last ``t`` steps, whose queries are given, read of all ``s`` values: ``(b, t, value_size)``."""
+        t, s = query.shape[1], key.shape[1]
+        if t <= self.rows:
+            return self._attend(query, key).to(value.dtype) @ value
+        reads = []
+        for first in range(0, t, self.rows):
+            end = min(first + self.rows, t)
+            seen = s - t + end  # keys up to the last of these steps
+            given = query[:, first:end], key[:, :seen], value[:, :seen]
+            reads.append(checkpoint(self._read, *given, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(reads, dim=1)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.project(x).split([self.key_size, self.key_size, self.value_size], dim=-1)

@@ -69,12 +69,12 @@ class Conv4(nn.Module):
         features = filters * side * side
         self.head = nn.Identity() if out_features is None else nn.Linear(features, out_features)
         self.out_channels = features if out_features is None else out_features
-        # Channels beside each other in memory: the layout that CPU and GPU convolutions are fastest in.
+        # Channels beside each other in memory, the layout that convolutions are fastest in; images follow the weights.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed ``(b, in_channels, image_size, image_size)`` as ``(b, out_channels)``."""
-        features: Tensor = self.head(self.layers(images.contiguous(memory_format=torch.channels_last)))
+        features: Tensor = self.head(self.layers(images))
         return features
 
 
@@ -124,7 +124,7 @@ class ResidualEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed ``(b, in_channels, height, width)`` as ``(b, out_features)``."""
-        maps = self.widen(self.blocks(images.contiguous(memory_format=torch.channels_last)))
+        maps = self.widen(self.blocks(images))
         features: Tensor = self.head(maps.mean((-2, -1)))
         return features
 

@@ -8,12 +8,14 @@ Axes: ``b`` task (an episode), ``s`` support items, ``q`` query items, ``n`` way
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .episodes import Episode
 from .learner import Learner, answer_loss, name_network
-from .tasks import Statistics, batch_norm_layers, run_tasks
+from .tasks import Statistics, batch_norm_layers, run_tasks, side_by_side
 
 __all__ = ["BatchNorm", "GradientLearner", "InnerRates", "LearnedRates", "Task", "task_losses"]
 
@@ -142,8 +144,11 @@ class GradientLearner(Learner):
         per_step_norm: Whether each inner step has batch-norm weights of its own, learned in the outer loop alone, and
             with ``running`` averages of its own (MAML++).
         tasks_at_once: Tasks that are computed together; memory grows with it. By default all on a GPU, and on a CPU as
-            many as are fastest there by the size of their supports (``snail bench maml`` measures it): 7 of 5-way
+            many as are fastest there by the size of their supports (``snail bench maml`` measures it): 4 of 5-way
             1-shot Omniglot, one of 20-way or where images are large.
+        threads: On a CPU, how many such groups are computed side by side, each on one thread, which is faster than
+            several threads on one. By default as many as torch uses; 1 where the network draws random numbers, whose
+            order would not be the same twice, or cannot be copied.
         recompute: Whether inner steps are computed again in the backward pass instead of kept, so that memory hardly
             grows with their number.
 
@@ -156,7 +161,7 @@ class GradientLearner(Learner):
 
     half_precision = False
     # What is fastest on a CPU: with less of it together the work is in crumbs, with more it leaves the caches.
-    numbers_on_cpu = 30_000  # in the supports of the tasks that are computed together
+    numbers_on_cpu = 16_000  # in the supports of the tasks that are computed together
     strength = 0.0  # half of it times the squared distance to where the loop began is added to the support's loss
     momentum = 0.1  # of the running averages, per meta-step
 
@@ -175,6 +180,7 @@ class GradientLearner(Learner):
         batch_norm: BatchNorm = "inductive",
         per_step_norm: bool = False,
         tasks_at_once: int | None = None,
+        threads: int | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -186,6 +192,7 @@ class GradientLearner(Learner):
             ("test_steps", min(tested, default=-1), 0),
             ("ways", 1 if ways is None else ways, 1),
             ("tasks_at_once", 1 if tasks_at_once is None else tasks_at_once, 1),
+            ("threads", 1 if threads is None else threads, 1),
         ):
             if value < least:
                 raise ValueError(f"{what} is {value}; it must be at least {least}")
@@ -201,7 +208,8 @@ class GradientLearner(Learner):
         self.steps, self.tested = steps, sorted(set(tested))
         self.inner_rate, self.inner_optimizer = inner_rate, inner_optimizer
         self.norm_mode, self.per_step_norm = batch_norm, per_step_norm
-        self.tasks_at_once, self.recompute = tasks_at_once, recompute
+        self.tasks_at_once, self.threads, self.recompute = tasks_at_once, threads, recompute
+        self._draws: dict[tuple[str, bool], bool] = {}  # whether what runs in a mode draws random numbers
         self._prepare_batch_norm()
         names = [name for name, _ in self.network.named_parameters() if _key(name) not in self.step_norm]
         self.adapted = [name for name in names if any(fnmatchcase(name, pattern) for pattern in adapt)]
@@ -278,9 +286,7 @@ class GradientLearner(Learner):
         # Adapting takes gradients, also where a trainer has switched them off.
         with torch.inference_mode(False), torch.enable_grad():
             tensors = [x.clone() if x.is_inference() else x for x in (support_x, support_y, query_x)]
-            size = self.tasks_together(support_x)
-            chunks = zip(*(torch.split(x, size) for x in tensors), strict=True)
-            return torch.cat([self._answers(*chunk) for chunk in chunks], dim=1)
+            return torch.cat(self._each_group("_answers", *tensors), dim=1)
 
     def _answers(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -313,28 +319,29 @@ class GradientLearner(Learner):
         Raises:
             FloatingPointError: If the inner loop diverges.
         """
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        size = self.tasks_together(episode.support_x)
-        total = torch.zeros((), dtype=parameters[0].dtype if parameters else None, device=episode.support_x.device)
-        answers: list[Tensor] = []
-        found: list[Found] = []
         tensors = (episode.support_x, episode.support_y, episode.query_x, episode.query_y)
-        for support_x, support_y, query_x, query_y in zip(*(torch.split(x, size) for x in tensors), strict=True):
-
-            def compute() -> Tensor:
-                task = self.enter(support_x, support_y, query_x)  # noqa: B023 (called before the next turn)
-                loss, answer = self.meta_loss(task, query_y)  # noqa: B023
-                self._check_finite(task, loss)
-                answers.append(answer.detach())
-                found.extend(task.found)
-                return loss * (len(support_x) / len(episode))  # noqa: B023
-
-            total = total + _GradientAtOnce.apply(compute, *parameters)
+        with torch.enable_grad():
+            groups = self._each_group("_meta_gradient", *tensors)
+        total = torch.stack([group.loss for group in groups]).sum() / len(episode)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gradients = [_sum_of(each) for each in zip(*(group.gradients for group in groups), strict=True)]
         if self.training:
-            self._update_averages(found, len(episode))
+            self._update_averages([found for group in groups for found in group.found], len(episode))
             self.meta_steps += 1
-        _, logs = answer_loss(torch.cat(answers), episode)
-        return total, logs
+        _, logs = answer_loss(torch.cat([group.answer for group in groups]), episode)
+        return _WithGradient.apply(total, gradients, 1 / len(episode), *parameters), logs
+
+    def _meta_gradient(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> _Group:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        task = self.enter(support_x, support_y, query_x)
+        mean, answer = self.meta_loss(task, query_y)
+        self._check_finite(task, mean)
+        loss = mean * len(support_x)
+        wanted = bool(parameters) and loss.requires_grad
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if wanted else [None] * len(parameters)
+        return _Group(loss.detach(), gradients, answer.detach(), task.found)
+
+    # -- some tasks after the others, and side by side -----------------------------------------------------------
 
     def tasks_together(self, support_x: Tensor) -> int:
         """How many of the tasks with supports ``(b, s, *item)`` are computed together."""
@@ -343,6 +350,42 @@ class GradientLearner(Learner):
         if support_x.device.type != "cpu":
             return len(support_x)
         return max(1, self.numbers_on_cpu // support_x[0].numel())
+
+    def groups_side_by_side(self, support_x: Tensor) -> int:
+        """How many groups of the tasks with supports ``(b, s, *item)`` are computed at a time, if it can be so."""
+        if support_x.device.type != "cpu":
+            return 1
+        threads = torch.get_num_threads() if self.threads is None else self.threads
+        return min(threads, -(-len(support_x) // self.tasks_together(support_x)))
+
+    def _each_group(self, method: str, *tensors: Tensor) -> list[Any]:
+        """What a method gives for each group of tasks, in their order."""
+        size = self.tasks_together(tensors[0])
+        groups = list(zip(*(torch.split(x, size) for x in tensors), strict=True))
+        learners: list[GradientLearner] = [self]
+        threads = self.groups_side_by_side(tensors[0])
+        if threads > 1 and not self._draws_random_numbers(method, *(x[:1] for x in tensors)):
+            learners += self._copies(threads - 1)
+        jobs = [partial(getattr(learners[i % len(learners)], method), *group) for i, group in enumerate(groups)]
+        return side_by_side(jobs, len(learners))
+
+    def _draws_random_numbers(self, method: str, *tensors: Tensor) -> bool:
+        """Whether a method does, which is tried once."""
+        key = method, self.training
+        if key not in self._draws:
+            before = torch.get_rng_state()
+            getattr(self, method)(*tensors)
+            self._draws[key] = not torch.equal(torch.get_rng_state(), before)
+            torch.set_rng_state(before)
+        return self._draws[key]
+
+    def _copies(self, number: int) -> list[GradientLearner]:
+        """Copies that share all parameters and buffers, because running a network functionally writes into it."""
+        shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
+        try:
+            return [copy.deepcopy(self, dict(shared)) for _ in range(number)]
+        except Exception:  # a module may hold anything; what cannot be copied runs alone
+            return []
 
     def get_extra_state(self) -> dict[str, int]:
         """How many meta-steps were taken, for what is annealed."""
@@ -531,24 +574,33 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-class _GradientAtOnce(torch.autograd.Function):
-    """A scalar whose gradient is computed along with it, so that its graph is gone when the next one is built."""
+@dataclass(eq=False)
+class _Group:
+    """What the outer loop learns from some tasks: their summed loss, its gradient by each parameter, the answers."""
+
+    loss: Tensor
+    gradients: Sequence[Tensor | None]
+    answer: Tensor
+    found: list[Found]
+
+
+def _sum_of(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    known = [gradient for gradient in gradients if gradient is not None]
+    return sum(known[1:], known[0]) if known else None
+
+
+class _WithGradient(torch.autograd.Function):
+    """A scalar whose gradient is known already, so that no graph had to be kept."""
 
     @staticmethod
-    def forward(ctx: Any, compute: Callable[[], Tensor], *parameters: Tensor) -> Tensor:
-        """Call ``compute`` and differentiate what it gives by ``parameters``."""
-        with torch.enable_grad():
-            value = compute()
-            wanted = any(parameter.requires_grad for parameter in parameters) and value.requires_grad
-            gradients = (
-                torch.autograd.grad(value, parameters, allow_unused=True) if wanted else [None] * len(parameters)
-            )
-        ctx.unused = [gradient is None for gradient in gradients]
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], scale: float, *parameters: Tensor) -> Tensor:
+        """``value``, of which ``scale * gradients`` is the gradient by ``parameters``."""
+        ctx.unused, ctx.scale = [gradient is None for gradient in gradients], scale
         ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
-        return value.detach()
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         """Scale what was computed."""
         saved = iter(ctx.saved_tensors)
-        return None, *(None if unused else upstream * next(saved) for unused in ctx.unused)
+        return None, None, None, *(None if unused else ctx.scale * upstream * next(saved) for unused in ctx.unused)

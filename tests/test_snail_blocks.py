@@ -520,3 +520,74 @@ def test_stack_refuses_a_state_of_another_length() -> None:
     _, state = Stack(DenseBlock(C, 1, 2), DenseBlock(C + 2, 2, 2)).step(torch.zeros(1, 2, C))
     with pytest.raises(ValueError, match=r"longer|shorter"):
         Stack(DenseBlock(C, 1, 2)).branch(torch.zeros(1, 2, C), state)
+
+
+# -- attention over long sequences, a few rows at a time -------------------------------------------------------------
+
+
+def attention_pair(rows: int) -> tuple[AttentionBlock, AttentionBlock]:
+    """The same attention, once reading ``rows`` steps at a time and once all."""
+    torch.manual_seed(0)
+    few, whole = AttentionBlock(3, 4, 5).double(), AttentionBlock(3, 4, 5).double()
+    whole.load_state_dict(few.state_dict())
+    few.rows, whole.rows = rows, 10**9
+    return few, whole
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7])
+@pytest.mark.parametrize("before", [0, 3])
+def test_attention_by_rows_is_attention(rows: int, before: int) -> None:
+    few, whole = attention_pair(rows)
+    x = torch.randn(2, before + 13, 3, dtype=torch.float64)
+    outputs, gradients, seconds = [], [], []
+    for block in (few, whole):
+        own = x.clone().requires_grad_()
+        state = block.step(own[:, :before])[1] if before else None
+        y = block.step(own[:, before:], state)[0]
+        outputs.append(y)
+        inputs = [own, *block.parameters()]
+        gradients.append(torch.autograd.grad(y.square().sum(), inputs, create_graph=True))
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in gradients[-1]), inputs))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-11)
+    torch.testing.assert_close(seconds[0], seconds[1], rtol=1e-9, atol=1e-9)
+
+
+def kept_for_backward(block: AttentionBlock, steps: int) -> int:
+    """Numbers that are kept from the forward pass for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(1, steps, 3, dtype=torch.float64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = block(x)
+    assert y.requires_grad
+    return sum(kept.values())
+
+
+def test_memory_of_attention_by_rows_grows_with_the_length_not_with_its_square() -> None:
+    few, whole = attention_pair(rows=16)
+    lengths = (256, 512)
+    linear, square = ([kept_for_backward(block, steps) for steps in lengths] for block in (few, whole))
+    assert linear[1] < 2.2 * linear[0]
+    assert square[1] > 3 * square[0]
+    assert 4 * linear[1] < square[1]
+
+
+def test_rows_are_read_at_a_time_only_where_there_are_more() -> None:
+    block = AttentionBlock(3, 4, 5)
+    assert block.rows == 1024
+    block.rows = 8
+    x = torch.randn(2, 20, 3)
+    _, state = block.step(x[:, :12])
+    calls: list[int] = []
+    attend = block._attend
+    block._attend = lambda query, key: (calls.append(query.shape[1]), attend(query, key))[1]  # type: ignore
+    block.step(x[:, 12:], state)
+    assert calls == [8]
+    calls.clear()
+    block(x)
+    assert calls == [8, 8, 4]

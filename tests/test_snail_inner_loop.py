@@ -1,6 +1,7 @@
 import copy
 import io
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -279,13 +280,15 @@ def test_weights_without_effect_stay() -> None:
 # -- tasks in parallel ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tasks_at_once", [1, 3])
+@pytest.mark.parametrize(("tasks_at_once", "threads"), [(1, 1), (3, 1), (1, 2), (1, 3), (3, 2)])
 @pytest.mark.parametrize("norm", [*NORMS, None])
 @pytest.mark.parametrize("name", TRAINED)
-def test_tasks_in_parallel_equal_one_after_the_other(name: str, norm: str | None, tasks_at_once: int) -> None:
+def test_tasks_in_parallel_equal_one_after_the_other(
+    name: str, norm: str | None, tasks_at_once: int, threads: int
+) -> None:
     options = {} if norm is None else {"batch_norm": norm}
     together = learned(TRAINED[name], norm=norm is not None, tasks_at_once=4, **options)
-    apart = learned(TRAINED[name], norm=norm is not None, tasks_at_once=tasks_at_once, **options)
+    apart = learned(TRAINED[name], norm=norm is not None, tasks_at_once=tasks_at_once, threads=threads, **options)
     batch = episode(4)
     for _ in range(2):  # running averages of the first meta-step are averages of averages after the second
         (loss, logs), (expected, expected_logs) = together.loss(batch), apart.loss(batch)
@@ -354,7 +357,7 @@ def test_tasks_are_computed_as_many_at_once_as_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "together"),
-    [((32, 5, 1, 28, 28), 7), ((32, 20, 1, 28, 28), 1), ((4, 5, 3, 84, 84), 1), ((25, 10, 1), 3000)],
+    [((32, 5, 1, 28, 28), 4), ((32, 20, 1, 28, 28), 1), ((4, 5, 3, 84, 84), 1), ((25, 10, 1), 1600)],
 )
 def test_tasks_are_computed_as_many_at_once_as_suits_their_size(shape: tuple[int, ...], together: int) -> None:
     support_x = torch.empty(shape, device="meta")
@@ -716,6 +719,118 @@ def test_inner_loop_learns_regression() -> None:
     assert (after - support_y).square().mean() < 0.3 * (before - support_y).square().mean()
 
 
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+class Here(MAML):
+    """Notes the thread that each group of tasks is computed on, and how many threads torch uses there."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen: list[tuple[int, str, int]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        memo[id(self.seen)] = self.seen  # the copies write into the same list
+        reduced = self.__reduce_ex__(4)
+        copied = reduced[0](*reduced[1])
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(reduced[2], memo))
+        return copied
+
+    def enter(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Any:
+        self.seen.append((len(support_x), threading.current_thread().name, torch.get_num_threads()))
+        return super().enter(support_x, support_y, query_x)
+
+
+def test_groups_of_tasks_take_turns_on_the_threads() -> None:
+    learner, batch = learned(Here, tasks_at_once=2, threads=2), episode(7)
+    before = torch.get_num_threads()
+    for compute in (lambda: learner.loss(batch), lambda: learner(*given(batch))):
+        learner.seen.clear()
+        compute()
+        first, *seen = learner.seen
+        assert first[:2] == (1, "MainThread")  # whether it draws random numbers is tried on one task
+        assert sorted(size for size, _, _ in seen) == [1, 2, 2, 2]
+        assert sorted(size for size, name, _ in seen if name == "MainThread") == [2, 2]
+        assert {cores for _, name, cores in seen} == {1}
+        learner.seen.clear()
+        compute()
+        assert len(learner.seen) == 4  # it is known now
+    assert torch.get_num_threads() == before
+
+
+def test_as_many_threads_as_torch_uses_by_default() -> None:
+    support_x = torch.zeros(4, 6, 3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert learned(tasks_at_once=1).groups_side_by_side(support_x) == 2
+        assert learned(tasks_at_once=1, threads=3).groups_side_by_side(support_x) == 3
+        assert learned(tasks_at_once=4).groups_side_by_side(support_x) == 1  # one group
+        assert learned(tasks_at_once=1, threads=3).groups_side_by_side(support_x.to("meta")) == 1  # no CPU
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_draws_random_numbers_runs_on_one_thread_and_is_repeatable() -> None:
+    network = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3))
+    batch, losses = episode(4), {}
+    for threads in (1, 2):
+        learner = Here(copy.deepcopy(network), ways=3, tasks_at_once=1, threads=threads).double()
+        torch.manual_seed(4)
+        losses[threads] = [learner.loss(batch)[0].item() for _ in range(2)]
+        assert {name for _, name, _ in learner.seen} == {"MainThread"}
+    assert losses[1] == losses[2] and losses[1][0] != losses[1][1]  # the trial left the generator as it was
+
+
+def test_reptile_draws_its_batches_on_one_thread() -> None:
+    batch = episode(4)
+    losses = []
+    for threads in (1, 2, 2):
+        learner = learned(Reptile, steps=3, inner_batch=3, tasks_at_once=1, threads=threads)
+        torch.manual_seed(5)
+        losses.append(learner.loss(batch)[0].item())
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_network_that_cannot_be_copied_runs_on_one_thread() -> None:
+    class Stubborn(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            raise RuntimeError("no copies")
+
+    learner = MAML(Stubborn(3, 3), ways=3, tasks_at_once=1, threads=2).double()
+    plain = MAML(nn.Linear(3, 3), ways=3, tasks_at_once=1, threads=1).double()
+    plain.load_state_dict(learner.state_dict())
+    batch = episode(3)
+    assert_same(gradients_of(learner, batch), gradients_of(plain, batch))
+
+
+def test_half_precision_of_the_caller_reaches_every_thread() -> None:
+    batch, losses = episode(4), []
+    for threads in (1, 2):
+        learner = learned(tasks_at_once=1, threads=threads).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(learner.loss(batch.map_items(Tensor.float))[0].item())
+    assert losses[0] == losses[1]
+    assert losses[0] != learned(tasks_at_once=1).float().loss(batch.map_items(Tensor.float))[0].item()
+
+
+def test_an_error_of_any_thread_is_raised_and_leaves_all_as_it_was() -> None:
+    class Broken(MAML):
+        def enter(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Any:
+            if threading.current_thread().name != "MainThread":
+                raise RuntimeError("this thread failed")
+            return super().enter(support_x, support_y, query_x)
+
+    before = torch.get_num_threads()
+    learner = learned(Broken, tasks_at_once=1, threads=2)
+    with pytest.raises(RuntimeError, match="this thread failed"):
+        learner.loss(episode(4))
+    assert torch.get_num_threads() == before
+    assert learner.meta_steps == 0
+    assert not learner.network.embedding[0].weight.grad
+
+
 # -- the graph and the memory --------------------------------------------------------------------------------------
 
 
@@ -838,6 +953,7 @@ def test_a_state_dict_holds_all_that_was_learned(name: str, norm: str) -> None:
         ({"test_steps": [3, -2]}, "test_steps is -2; it must be at least 0"),
         ({"test_steps": []}, "test_steps"),
         ({"tasks_at_once": 0}, "tasks_at_once is 0; it must be at least 1"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
         ({"batch_norm": "batch"}, "batch_norm is 'batch'; choose one of inductive, transductive, running"),
         ({"inner_optimizer": "lbfgs"}, "inner_optimizer is 'lbfgs'; choose one of sgd, adam"),
         ({"learn_rates": "each"}, "learn_rates is 'each'; choose one of parameter, layer_and_step"),
