@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 
@@ -152,13 +153,20 @@ class EpisodeData(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> list[DrawnBatches]:
-        """One loader for each number of shots; none where there is no validation."""
-        shots = self.eval_shots if self.eval_episodes["val"] else ()
-        return [self.episodes("val", shots=k).drawn for k in shots]
+        """One loader for each number of shots, of this process's share; none where there is no validation."""
+        return [self._shared("val", shots) for shots in self.eval_shots] if self.eval_episodes["val"] else []
 
     def test_dataloader(self) -> list[DrawnBatches]:
-        """One loader for each number of shots."""
-        return [self.episodes("test", shots=shots).drawn for shots in self.eval_shots]
+        """One loader for each number of shots, of this process's share."""
+        return [self._shared("test", shots) for shots in self.eval_shots]
+
+    def _shared(self, part: str, shots: int) -> DrawnBatches:
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return DrawnBatches(self.episodes(part, shots=shots), rank, world)
+
+    def transfer_batch_to_device(self, batch: Episode, device: torch.device, dataloader_idx: int) -> Episode:
+        """Send episodes to ``device`` without waiting for it."""
+        return batch.to(device, non_blocking=True)
 
 
 class ImageData(EpisodeData):

@@ -208,17 +208,35 @@ class Episodes:
 
 @dataclass(frozen=True, eq=False)
 class DrawnBatches:
-    """The batches of ``episodes`` as they are drawn."""
+    """The batches of ``episodes`` as they are drawn; where several processes share them, those of one.
+
+    Batches are dealt out one by one, whole, so that each is scored as a single process would. Every process has equally
+    many, as collective operations need: who has none left repeats one, and says so.
+
+    Args:
+        episodes: What is drawn.
+        rank: Which of the processes this is.
+        world: Number of processes.
+    """
 
     episodes: Episodes
+    rank: int = 0
+    world: int = 1
 
     def __len__(self) -> int:
         """Number of batches."""
-        return len(self.episodes)
+        return -(-len(self.episodes) // self.world)
+
+    @property
+    def starts(self) -> list[int | None]:
+        """The index of each batch's first episode; ``None`` for a batch that is repeated and does not count."""
+        dealt = (turn * self.world + self.rank for turn in range(len(self)))
+        return [i * self.episodes.batch_size if i < len(self.episodes) else None for i in dealt]
 
     def __iter__(self) -> Iterator[Episode]:
         """Batches of episodes, in the order of their index."""
-        for start in range(0, self.episodes.count, self.episodes.batch_size):
+        for start in self.starts:
+            start = start or 0
             yield self.episodes.drawn_by.draw(start, min(start + self.episodes.batch_size, self.episodes.count))
 
 

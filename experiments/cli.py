@@ -89,6 +89,8 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Of several processes, the first says which of the others ended and that it ends too.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
 
 
 def _run(argv: list[str], debug: bool) -> int:
@@ -227,6 +229,11 @@ def _one_sentence(error: Exception) -> str:
     if "Error(s) in loading state_dict" in text:
         first = " ".join(text.splitlines()[1:2]).strip()
         return f"the checkpoint does not fit the model of its config and the options given ({first}); leave these out"
+    if "gloo" in text and ("closed by peer" in text or "reset by peer" in text):
+        return (
+            "another process of this training ended, so that this one cannot go on; the same command with "
+            "--ckpt_path last goes on from the last checkpoint, if one was due"
+        )
     text = text.split("Given value")[0]
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]

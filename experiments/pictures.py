@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from snail.datasets import Episodes
 from snail.evaluation import METRICS, as_parameters, metric_in
 from snail.learner import Learner
 
-__all__ = ["draw_answers", "draw_curves", "draw_episodes", "draw_images", "draw_learning_curve"]
+__all__ = ["draw_answers", "draw_curves", "draw_episodes", "draw_growth", "draw_images", "draw_learning_curve"]
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
 
@@ -201,3 +201,50 @@ def _image(axes: Axes, image: torch.Tensor, text: str, color: str, *, ink: bool)
     shown = 1 - image if ink else image
     axes.imshow(shown.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(text, fontsize=9, color=color, pad=2)
+
+
+def draw_growth(
+    panels: Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, float, float | None]]]],
+    picture: Path,
+    *,
+    title: str,
+) -> None:
+    """How time and memory grow with some sizes: with the first large and on logarithmic axes, with the others small.
+
+    Args:
+        panels: For each kind of work and the size that grows, its lines by name: points of size, seconds and MiB, which
+            may be ``None``.
+        picture: The PNG to write.
+        title: What the picture shows.
+    """
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    large = top.subplots(1, 2)
+    small = bottom.subplots(2, max(1, len(panels) - 1), sharex="col", squeeze=False)
+    styles = [(BLUE, "-"), (GREY, "-"), (ORANGE, "-"), (GREY, ":"), (BLUE, ":")]
+    for ((work, size), lines), pair in zip(panels.items(), [large, *small.T], strict=False):
+        for (name, points), (color, dashes) in zip(lines.items(), styles, strict=False):
+            for axes, cost in zip(pair, (1, 2), strict=True):
+                known = [(point[0], point[cost]) for point in points if point[cost]]
+                axes.plot([x for x, _ in known], [y for _, y in known], ".", linestyle=dashes, color=color, label=name)
+        if pair is large:
+            for axes, what in zip(pair, ("seconds", "MiB"), strict=True):
+                axes.set(xscale="log", yscale="log", xlabel=size, title=f"{work}: {what}")
+            top.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+            continue
+        pair[0].set_title(work.replace(", ", "\n", 1), fontsize=9)
+        pair[1].set_xlabel(size)
+        for axes in pair:
+            axes.set(xlim=(0, None), ylim=(0, None))
+        if len(lines) > 1:
+            pair[0].set_ylim(0, 1.7 * pair[0].get_ylim()[1])  # room for the legend
+            pair[0].legend(loc="upper left", fontsize=8, frameon=False)
+    small[0, 0].set_ylabel("seconds")
+    small[1, 0].set_ylabel("MiB")
+    for axes in (*large, *small.flat):
+        axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda number, _: f"{number:,g}")
+            axis.set_minor_formatter("")
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)

@@ -173,6 +173,7 @@ class KeepCheckpoints(Checkpoint):
         self._seconds_before = 0.0  # of training, before this process went on
         self._started_at = self._saved_at = time.monotonic()
         self._device = torch.device("cpu")
+        self._processes = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks."""
@@ -183,9 +184,15 @@ class KeepCheckpoints(Checkpoint):
     ) -> None:
         """Save if it is time, between two optimiser steps. The end of an epoch, a moment later, saves all of it."""
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = time.monotonic() - self._saved_at >= self.every.total_seconds()
-        if between_steps and not trainer.is_last_batch and trainer.strategy.broadcast(due):
+        if between_steps and not trainer.is_last_batch and self._due(trainer):
             self._save(trainer, "last.ckpt")
+
+    def _due(self, trainer: Trainer) -> bool:
+        if not self.every:
+            return True
+        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
+            return False  # to agree on the time is to wait for each other
+        return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every.total_seconds())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what validated best so far."""
@@ -206,7 +213,7 @@ class KeepCheckpoints(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, and what training took."""
         seconds = self._seconds_before + time.monotonic() - self._started_at
-        took = {"seconds": seconds, "hardware": hardware(self._device)}
+        took = {"seconds": seconds, "hardware": hardware(self._device), "processes": self._processes}
         return {"best": self.best, "metric": self.metric, **took}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -216,7 +223,7 @@ class KeepCheckpoints(Checkpoint):
         self._seconds_before = state_dict["seconds"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        self._device = trainer.strategy.root_device
+        self._device, self._processes = trainer.strategy.root_device, trainer.world_size
         trainer.save_checkpoint(self.run / name)
         self._saved_at = time.monotonic()
 
@@ -230,7 +237,9 @@ def best_score(checkpoint: dict[str, Any]) -> tuple[Metric, float]:
 def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint tells about its training, for results: steps, seconds, hardware."""
     state = checkpoint.get("callbacks", {}).get(KeepCheckpoints.__qualname__, {})
-    facts = {"steps": checkpoint.get("global_step"), "seconds": state.get("seconds"), "hardware": state.get("hardware")}
+    facts = {"steps": checkpoint.get("global_step"), **{key: state.get(key) for key in ("seconds", "hardware")}}
+    if state.get("processes", 1) > 1:
+        facts["processes"] = state["processes"]
     return {key: value for key, value in facts.items() if value is not None}
 
 

@@ -19,6 +19,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
@@ -44,7 +45,6 @@ from .terminal import MetricsCsv, RunProgress
 __all__ = ["SnailCLI"]
 
 COMPARED = ("on pixels", "untrained")  # how results name what nothing was learned for
-RUN_VARIABLE = "SNAIL_RUN"  # tells processes of one training its folder
 
 
 class SnailCLI(LightningCLI):
@@ -106,6 +106,7 @@ class SnailCLI(LightningCLI):
             ("--name", str, self.default_name, "Name of the run; its folder is runs/<name>."),
             ("--checkpoint_minutes", float, 1.0, "Minutes between checkpoints within an epoch; 0: after every step."),
             ("--keep_memory", bool, True, "Let the C library keep freed memory (glibc; faster on the CPU)."),
+            ("--channels_last", bool, True, "Lay out images and their convolutions channels last (faster)."),
         ):
             parser.add_argument(option, type=kind, default=default, help=description)
         parser.set_defaults(
@@ -139,12 +140,12 @@ class SnailCLI(LightningCLI):
         return options
 
     def before_instantiate_classes(self) -> None:
-        """Take the levers that change no result."""
-        if self.options.keep_memory:
-            keep_memory()
+        """Take the levers that make a run faster."""
+        self.memory_kept = self.options.keep_memory and keep_memory()
         learner = cast(Any, locate(self.options.model.learner.class_path))
         trainer, keeps_accuracy = self.options.trainer, getattr(learner, "half_precision", True)
-        if trainer.precision is None and keeps_accuracy and bf16_is_fast(str(trainer.accelerator)):
+        self.bf16_is_missing = trainer.precision is None and not bf16_is_fast(str(trainer.accelerator))
+        if trainer.precision is None and keeps_accuracy and not self.bf16_is_missing:
             trainer.precision = "bf16-mixed"
         if self.options.ckpt_path is not None:
             raise ValueError(
@@ -179,6 +180,7 @@ class SnailCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder behind it, which is made once all else is known to be in order."""
+        self.model.to(memory_format=torch.channels_last if self.options.channels_last else torch.contiguous_format)
         self.datamodule.prepare_data()
         self._check_episodes()
         settings = self._get(self.config_init, "trainer")
@@ -210,11 +212,9 @@ class SnailCLI(LightningCLI):
             return run
         if fast_dev_run:
             return RUNS / str(self.options.name)  # Lightning writes nothing then
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # the first process made the folder and told its children
-            return Path(os.environ[RUN_VARIABLE])
-        run = new_run(RUNS, str(self.options.name))
-        os.environ[RUN_VARIABLE] = str(run)
-        return run
+        if rank_zero_only.rank > 0:  # the first process makes the folder; it alone writes, and tells the others later
+            return RUNS / str(self.options.name)
+        return new_run(RUNS, str(self.options.name))
 
     def _check_episodes(self) -> None:
         """Make a sampler of each kind and answer one episode: what cannot work is said before anything is written."""
@@ -277,14 +277,24 @@ class SnailCLI(LightningCLI):
         """Say what starts, and keep the network as it is before training, for comparison."""
         self.untrained = copy.deepcopy(self.model.learner)
         size = sum(p.numel() for p in self.model.learner.parameters())
-        levers = f"precision {self.trainer.precision}" + (", memory kept" if self.options.keep_memory else "")
-        if isinstance(self.model.learner, GradientLearner):
-            levers += f", {self._tasks_at_once(self.model.learner)}"
         ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
-            f"({self.datamodule.split}){ways}; {levers}; run folder {self.run}"
+            f"({self.datamodule.split}){ways}; {', '.join(self._levers())}; run folder {self.run}"
         )
+
+    def _levers(self) -> list[str]:
+        """What was chosen to make the run faster."""
+        levers = [f"precision {self.trainer.precision}" + " (no fast bf16 here)" * self.bf16_is_missing]
+        if self.options.channels_last:
+            levers.append("channels last")
+        if self.options.keep_memory:
+            levers.append("memory kept" if self.memory_kept else "memory not kept (no glibc)")
+        if isinstance(self.model.learner, GradientLearner):
+            levers.append(self._tasks_at_once(self.model.learner))
+        if self.trainer.world_size > 1:
+            levers.append(f"{self.trainer.world_size} processes")
+        return levers
 
     def _tasks_at_once(self, learner: GradientLearner) -> str:
         (episode,) = self.datamodule.episodes("train", shots=max(self.datamodule.train_shots), count=1)
@@ -298,6 +308,7 @@ class SnailCLI(LightningCLI):
         """Draw, and test on the built-in data or say how to test."""
         if self.options.trainer.fast_dev_run:
             return
+        self.run = Path(self.trainer.strategy.broadcast(str(self.run)))
         best, last, metrics = (self.run / name for name in ("best.ckpt", "last.ckpt", "metrics.csv"))
         if self.trainer.is_global_zero and metrics.exists():
             from .pictures import draw_learning_curve
@@ -318,8 +329,9 @@ class SnailCLI(LightningCLI):
         else:
             self._say(f"there was no validation; the last weights, of step {trained['global_step']}: {last}")
         built_in = isinstance(self.datamodule, Glyphs)
-        draw = self._draw_episodes if self.datamodule.ways else self._draw_curves
-        draw("test" if built_in else "val" if self.datamodule.eval_episodes["val"] else "train")
+        if self.trainer.is_global_zero:
+            draw = self._draw_episodes if self.datamodule.ways else self._draw_curves
+            draw("test" if built_in else "val" if self.datamodule.eval_episodes["val"] else "train")
         if built_in:
             self.trainer.test(self.model, self.datamodule, ckpt_path=str(kept), verbose=False)
             self._finish_scoring(kept, [*self._comparisons(), *self.model.results])
@@ -389,6 +401,7 @@ class SnailCLI(LightningCLI):
 
     def _finish_scoring(self, checkpoint: Path | None, results: list[Result]) -> None:
         about_checkpoint: dict[str, Any] = {"run": self.run.name, "precision": str(self.trainer.precision)}
+        about_checkpoint["processes"] = self.trainer.world_size
         if checkpoint is not None:
             training = training_facts(read_checkpoint(checkpoint))
             if self.datamodule.trained_on:

@@ -82,8 +82,10 @@ class Episode:
         return self.support_x.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Episode:
-        """The same episodes on ``device``."""
-        tensors = (self.support_x, self.support_y, self.query_x, self.query_y)
+        """The same episodes on ``device``; with ``non_blocking`` a GPU is not waited for."""
+        tensors: tuple[Tensor, ...] = (self.support_x, self.support_y, self.query_x, self.query_y)
+        if non_blocking and torch.device(device).type == "cuda":  # from other memory the copy would wait
+            tensors = tuple(t.pin_memory() if t.device.type == "cpu" else t for t in tensors)
         support_x, support_y, query_x, query_y = (t.to(device, non_blocking=non_blocking) for t in tensors)
         return Episode(support_x, support_y, query_x, query_y, self.ways)
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import platform
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -238,11 +238,14 @@ class Scoring:
     Args:
         scorer: Scores; several settings may share it.
         known: Facts to keep in the results.
+        starts: Where the batches are one process's share of ``known["episodes"]`` episodes: the index of each one's
+            first episode, ``None`` for a batch that does not count.
     """
 
-    def __init__(self, scorer: Scorer, known: Mapping[str, Any]) -> None:
+    def __init__(self, scorer: Scorer, known: Mapping[str, Any], starts: Sequence[int | None] | None = None) -> None:
         self.scorer = scorer
         self.known = known
+        self.starts = starts
         self._metric = "accuracy"
         self._scores: list[Tensor] = []
         self._seconds = 0.0
@@ -254,19 +257,43 @@ class Scoring:
         self._scores.append(self.scorer(episode))
         self._seconds += time.perf_counter() - start
 
-    def results(self, device: torch.device | str, **facts: Any) -> list[Result]:
+    def scores(self, over_processes: Callable[[Tensor], Tensor] = lambda own: own) -> Tensor:
+        """The score of each variant on each episode, in the order of the episodes' index, ``(v, E)``.
+
+        Args:
+            over_processes: The sum of a tensor over the processes that share the episodes.
+        """
+        if not self._scores:
+            return torch.empty(len(self.scorer.learner.variants), 0)
+        if self.starts is None:
+            return torch.cat(self._scores, dim=1)
+        first, count = self._scores[0], int(self.known["episodes"])
+        scores, times = first.new_zeros(len(first), count), first.new_zeros(count)
+        for start, some in zip(self.starts, self._scores, strict=False):  # a trainer may have been told to stop early
+            if start is not None:
+                scores[:, start : start + some.shape[1]] = some
+                times[start : start + some.shape[1]] = 1
+        scores, times = over_processes(scores), over_processes(times)
+        return scores[:, times > 0]
+
+    def results(
+        self,
+        device: torch.device | str,
+        over_processes: Callable[[Tensor], Tensor] = lambda own: own,
+        **facts: Any,
+    ) -> list[Result]:
         """One result for each variant of the learner's answer.
 
         Args:
             device: Where the learner was, to be kept among the facts.
+            over_processes: See ``scores``.
             **facts: Anything else to keep; it stands over what is known.
 
         Raises:
             ValueError: If no episode was scored.
         """
         start = time.perf_counter()
-        learner = self.scorer.learner
-        scores = torch.cat(self._scores, dim=1).cpu() if self._scores else torch.empty(len(learner.variants), 0)
+        learner, scores = self.scorer.learner, self.scores(over_processes).cpu()
         seconds = round(self._seconds + time.perf_counter() - start, 3)  # a device may have been still at work
         facts = {**self.known, **describe(learner, device), "seconds": seconds, **facts}
         return [

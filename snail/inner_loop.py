@@ -335,7 +335,8 @@ class GradientLearner(Learner):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         task = self.enter(support_x, support_y, query_x)
         mean, answer = self.meta_loss(task, query_y)
-        self._check_finite(task, mean)
+        if mean.device.type == "cpu":  # elsewhere to look is to wait; who trains looks at the loss now and then
+            self._check_finite(task, mean)
         loss = mean * len(support_x)
         wanted = bool(parameters) and loss.requires_grad
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if wanted else [None] * len(parameters)

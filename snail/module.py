@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from .episodes import Episode
 from .evaluation import Result, Scorer, Scoring, as_parameters
-from .learner import Learner
+from .learner import EmbeddingLearner, Learner
 
 __all__ = ["FewShot"]
 
@@ -32,6 +32,11 @@ class FewShot(LightningModule):
         schedule: How the optimiser's learning rate moves: ``cosine`` or ``linear`` to zero over the run, or
             ``constant``.
         warmup: Optimiser steps over which the learning rate first rises from zero.
+        compile: Whether the loss is compiled (``torch.compile``), for learners whose answers are made from embeddings;
+            each number of shots is compiled once, which takes a while. Worth it on a GPU; slower on a CPU.
+
+    Raises:
+        ValueError: If ``warmup`` is negative, or a learner that takes gradients in its loss is to be compiled.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class FewShot(LightningModule):
         optimizer: Callable[[Iterable[Tensor]], Optimizer] = torch.optim.Adam,
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
         warmup: int = 100,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if warmup < 0:
@@ -50,6 +56,10 @@ class FewShot(LightningModule):
         self.warmup = warmup
         self.results: list[Result] = []
         self._scorings: dict[int, Scoring] = {}
+        self._last_loss: Tensor | None = None
+        if compile and not isinstance(learner, EmbeddingLearner):
+            raise ValueError(f"{type(learner).__name__} takes gradients in its loss and cannot be compiled")
+        self._loss = torch.compile(learner.loss, dynamic=False) if compile else learner.loss
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """The learner's answer; see ``Learner.forward``."""
@@ -58,15 +68,22 @@ class FewShot(LightningModule):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The learner's loss on a batch of episodes."""
-        loss, logs = self.learner.loss(batch.map_items(lambda items: as_parameters(items, self.learner)))
-        if not torch.isfinite(loss):
+        loss, logs = self._loss(batch.map_items(lambda items: as_parameters(items, self.learner)))
+        self._last_loss = loss.detach()
+        # To look is to wait for the device; a loss that was not finite once stays so.
+        if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
+            self._check_loss()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in logs.items()})
+        return loss
+
+    def _check_loss(self) -> None:
+        loss = self._last_loss
+        if loss is not None and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at step {self.global_step}; lower the learning rate "
                 f"(--model.optimizer.lr) or clip gradients (--trainer.gradient_clip_val 1)"
             )
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in logs.items()})
-        return loss
 
     def configure_optimizers(self) -> Any:
         """The optimiser with its schedule, which counts optimiser steps."""
@@ -120,45 +137,71 @@ class FewShot(LightningModule):
 
     def _score(self, batch: Episode, setting: int, loaders: Any) -> None:
         if setting not in self._scorings:
-            episodes = getattr(_nth(loaders, setting), "episodes", None)
+            loader = _nth(loaders, setting)
+            episodes = getattr(loader, "episodes", None)
             pool, known = (None, {}) if episodes is None else (episodes.images, episodes.facts)
             same = (s.scorer for s in self._scorings.values() if s.scorer.pool is pool and pool is not None)
-            self._scorings[setting] = Scoring(next(same, None) or Scorer(self.learner, pool), known)
+            starts = getattr(loader, "starts", None) if self.trainer.world_size > 1 else None
+            self._scorings[setting] = Scoring(next(same, None) or Scorer(self.learner, pool), known, starts)
         self._scorings[setting].add(batch)
 
     def _finish_scoring(self) -> list[list[Result]]:
         """The results of each setting, which are also kept in ``self.results``, one after the other."""
-        found = [scoring.results(self.device) for _, scoring in sorted(self._scorings.items())]
+        found = [scoring.results(self.device, self._over_processes) for _, scoring in sorted(self._scorings.items())]
         self.results = [result for results in found for result in results]
         self._scorings = {}  # embeddings of the pool are not kept through training
         return found
 
+    def _over_processes(self, own: Tensor) -> Tensor:
+        total: Tensor = self.trainer.strategy.reduce(own, reduce_op="sum")
+        return total
+
     # -- what else a run needs to go on exactly where it was ---------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of all random generators, in tensors and plain values."""
-        _, keys, *rest = np.random.get_state(legacy=True)
-        state = {
-            "torch": torch.get_rng_state(),
-            "python": random.getstate(),
-            "numpy": [np.asarray(keys).tolist(), *rest],
-        }
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        checkpoint["generators"] = state
+        """Keep the state of all random generators of each process, in tensors and plain values."""
+        self._check_loss()  # weights that are not finite never take the place of others
+        states: list[Any] = [generator_states()]
+        if torch.distributed.is_initialized():
+            states *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, generator_states())
+        checkpoint["generators"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the random generators back."""
-        state = checkpoint.get("generators", {})
-        if "torch" in state:
-            torch.set_rng_state(state["torch"].cpu())
-        if "python" in state:
-            version, numbers, gauss = state["python"]
-            random.setstate((version, tuple(numbers), gauss))
-        if "numpy" in state:
-            np.random.set_state(("MT19937", *state["numpy"]))
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        """Put the random generators back (of a run on fewer processes, those of one of them), and keep all digits."""
+        for name, parameter in self.named_parameters():  # the trainer converts them later, when digits are lost
+            kept = checkpoint.get("state_dict", {}).get(name, parameter)
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, kept.dtype))
+        states = checkpoint.get("generators", [{}])
+        states = [states] if isinstance(states, dict) else states  # of one process, as it was kept once
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        set_generator_states(states[rank % len(states)])
+
+
+def generator_states() -> dict[str, Any]:
+    """The state of all random generators of this process, in tensors and plain values."""
+    _, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [np.asarray(keys).tolist(), *rest],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_generator_states(state: dict[str, Any]) -> None:
+    """Put back what ``generator_states`` gave; what it does not hold stays as it is."""
+    if "torch" in state:
+        torch.set_rng_state(state["torch"].cpu())
+    if "python" in state:
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+    if "numpy" in state:
+        np.random.set_state(("MT19937", *state["numpy"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def _nth(loaders: Any, index: int) -> Any:

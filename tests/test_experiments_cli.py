@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
-from snail import SNAIL, evaluate
+from snail import SNAIL, Episode, FewShot, evaluate
 from snail.datasets import Glyphs
-from snail.experiments import cli, runs
+from snail.experiments import cli, runs, trainer_cli
 from snail.experiments.cli import main
 from snail.files import file_hash
 from snail.results import record_text
@@ -66,6 +67,46 @@ def test_fit_leaves_everything_in_the_runs_folder(trained: Path) -> None:
     found = {path.name for path in (trained / "runs" / "small").iterdir()}
     pictures = {"learning_curve.png", "episodes.png"}
     assert found == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json"} | pictures
+
+
+def test_fit_says_which_levers_it_took_and_each_can_be_switched_off(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_layout: list[bool] = []
+    real = FewShot.training_step
+
+    def watched(self: FewShot, batch: Episode, batch_idx: int) -> Tensor:
+        weight = self.learner.embedding.layers[4].weight
+        last_layout.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShot, "training_step", watched)
+    quick = [*SMALL[:-1], "--trainer.max_epochs=1", "--data.val_episodes=0"]
+    monkeypatch.setattr(trainer_cli, "bf16_is_fast", lambda accelerator: True)
+    monkeypatch.setattr(trainer_cli, "keep_memory", lambda: True)
+    assert main(["fit", *[arg for arg in quick if "precision" not in arg]]) == 0
+    assert "; precision bf16-mixed, channels last, memory kept; run folder" in capfd.readouterr().out
+    assert set(last_layout) == {True}
+    last_layout.clear()
+    monkeypatch.setattr(trainer_cli, "bf16_is_fast", lambda accelerator: False)
+    monkeypatch.setattr(trainer_cli, "keep_memory", lambda: False)
+    assert main(["fit", "--channels_last=false", *[arg for arg in quick if "precision" not in arg]]) == 0
+    assert "; precision 32-true (no fast bf16 here), memory not kept (no glibc); run" in capfd.readouterr().out
+    assert set(last_layout) == {False}
+    monkeypatch.setattr(trainer_cli, "keep_memory", lambda: pytest.fail("it was switched off"))
+    assert main(["fit", "--keep_memory=false", *quick]) == 0
+    assert "; precision 32-true, channels last; run folder" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_an_end_of_another_process_is_told_in_one_sentence(
+    how: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError(f"[gloo/transport/tcp/pair.cc:554] Connection {how} by peer [127.0.0.1]:23456")
+
+    monkeypatch.setattr(FewShot, "training_step", fail)
+    assert "another process of this training ended" in fails(["fit", *SMALL], capfd)
 
 
 def test_fit_on_built_in_data_prints_and_keeps_result_and_comparisons(trained: Path) -> None:

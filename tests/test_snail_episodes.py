@@ -154,3 +154,17 @@ def test_episode_map_items_leaves_the_original_as_it_was() -> None:
 def test_episode_map_items_checks_what_it_makes() -> None:
     with pytest.raises(ValueError, match=r"support_x of shape \(2, 1\)"):
         Episode(**parts()).map_items(lambda items: items[:, :1, 0])
+
+
+def test_to_a_gpu_without_waiting_goes_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pageable memory a copy waits for the device; there is no GPU needed to see which way is taken."""
+    pinned: list[int] = []
+    sent: list[tuple[Any, bool]] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: (pinned.append(self.data_ptr()), self)[1])
+    monkeypatch.setattr(Tensor, "to", lambda self, device, non_blocking: (sent.append((device, non_blocking)), self)[1])
+    episode = Episode(**parts())
+    episode.to("cuda", non_blocking=True)
+    assert len(pinned) == 4 and sent == [("cuda", True)] * 4
+    episode.to("cuda")
+    episode.to("cpu", non_blocking=True)
+    assert len(pinned) == 4 and sent[4:] == [("cuda", False)] * 4 + [("cpu", True)] * 4

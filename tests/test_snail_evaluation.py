@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from snail import SNAIL, Conv4, Episode, Learner, NearestNeighbour, Result, evaluate
 from snail.datasets import Episodes, EpisodeSampler, Images
 from snail.datasets.images import split_hash
+from snail.datasets.sampler import DrawnBatches
+from snail.evaluation import Scorer, Scoring
 
 
 def noise(classes: int = 5, images: int = 6, size: int = 3) -> Images:
@@ -318,3 +320,58 @@ def test_blocks_and_evaluation_need_no_lightning() -> None:
     program = "\n".join(line.strip() for line in program.splitlines())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+class Said(Learner):
+    """Answers rightly as often as an episode's first item says, in two variants."""
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        return [{"inner_steps": 1}, {"inner_steps": 2}]
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        return self.answers(support_x, support_y, query_x)[-1]
+
+    def answers(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        pixels = query_x.flatten(2).mean(-1, keepdim=True)  # (b, q, 1), another number for each image
+        far = torch.arange(3) / 3
+        return torch.stack([-(pixels - far).abs(), (pixels - far).abs()])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(("count", "batch_size"), [(20, 8), (21, 8), (16, 8), (7, 8), (13, 1)])
+def test_processes_score_every_episode_once_in_order(world: int, count: int, batch_size: int) -> None:
+    known = episodes(count=count, batch_size=batch_size)
+    alone = Scoring(Scorer(Said(), known.images), known.facts)
+    for batch in known.drawn:
+        alone.add(batch)
+    shares = [DrawnBatches(known, rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1  # all have equally many, or who waits would wait for ever
+    scorings = [Scoring(Scorer(Said(), known.images), known.facts, share.starts) for share in shares]
+    for scoring, share in zip(scorings, shares, strict=True):
+        assert len(list(share)) == len(share)
+        for batch in share:
+            scoring.add(batch)
+    owned: list[list[Tensor]] = []  # what each process brings to each of the sums
+    for scoring in scorings:
+        brought: list[Tensor] = []
+        scoring.scores(lambda own, brought=brought: (brought.append(own), own)[1])
+        owned.append(brought)
+    sums = iter([sum(parts[1:], parts[0]) for parts in zip(*owned, strict=True)])
+    scores = scorings[0].scores(lambda own: next(sums))
+    assert torch.equal(scores, alone.scores())
+    assert scores.shape == (2, count) and len(scores.unique()) > 1
+    times = sum((parts[1] for parts in owned), torch.zeros(count))
+    assert torch.equal(times, torch.ones(count, dtype=times.dtype))  # none twice, none missing
+
+
+def test_processes_that_are_stopped_early_score_what_they_had() -> None:
+    known = episodes(count=20, batch_size=4)
+    share = DrawnBatches(known, 1, 2)
+    scoring = Scoring(Scorer(Said(), known.images), known.facts, share.starts)
+    scoring.add(next(iter(share)))
+    assert share.starts == [4, 12, None]
+    assert torch.equal(scoring.scores(), Scorer(Said(), known.images)(list(known.drawn)[1]))

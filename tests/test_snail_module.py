@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 import random
@@ -185,6 +186,47 @@ def test_loss_that_is_not_finite_stops_the_training(loss: float) -> None:
     with pytest.raises(FloatingPointError, match=rf"the training loss is {loss} at step 0; lower the learning rate"):
         run.fit(FewShot(learner), datamodule=tiny())
     assert learner.weight.item() == 1
+
+
+@pytest.mark.usefixtures("every_warning")
+@pytest.mark.parametrize(("every", "looked"), [(2, [0, 2, 4]), (3, [0, 3])])
+def test_on_other_devices_the_loss_is_looked_at_now_and_then(
+    every: int, looked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    module = FewShot(Constant())
+    monkeypatch.setattr(FewShot, "device", torch.device("meta"))
+    monkeypatch.setattr(module, "_check_loss", lambda: steps.append(module.global_step))
+    run = trainer(max_steps=5, num_sanity_val_steps=0, log_every_n_steps=every, limit_val_batches=0)
+    run.fit(module, datamodule=tiny(steps_per_epoch=5))
+    assert steps == looked
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
+    module = FewShot(Constant())
+    module._last_loss = torch.tensor(math.nan)
+    with pytest.raises(FloatingPointError, match="the training loss is nan"):
+        module.on_save_checkpoint({})
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+def test_compiled_loss_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="eager", **options))
+    torch.manual_seed(0)
+    learner = snail()
+    weights = []
+    for compiled in (False, True):
+        module = FewShot(copy.deepcopy(learner), optimizer=torch.optim.SGD, compile=compiled)
+        run = trainer(max_steps=4, num_sanity_val_steps=0, limit_val_batches=0)
+        run.fit(module, datamodule=tiny())
+        weights.append(module.learner.state_dict())
+    assert_same(*weights)
+
+
+def test_a_learner_that_takes_gradients_in_its_loss_cannot_be_compiled() -> None:
+    with pytest.raises(ValueError, match="MAML takes gradients in its loss and cannot be compiled"):
+        FewShot(MAML(nn.Linear(2, 2), ways=2), compile=True)
 
 
 # -- the learning rate -------------------------------------------------------------------------------------------
