@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -15,7 +16,15 @@ from snail.datasets import Episodes
 from snail.evaluation import METRICS, as_parameters, metric_in
 from snail.learner import Learner
 
-__all__ = ["draw_answers", "draw_curves", "draw_episodes", "draw_growth", "draw_images", "draw_learning_curve"]
+__all__ = [
+    "draw_answers",
+    "draw_curves",
+    "draw_episodes",
+    "draw_growth",
+    "draw_images",
+    "draw_learning_curve",
+    "draw_precisions",
+]
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
 
@@ -218,7 +227,7 @@ def draw_growth(
         title: What the picture shows.
     """
     figure = Figure(figsize=(9, 8), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.1, 1))[:, 0]
     large = top.subplots(1, 2)
     small = bottom.subplots(2, max(1, len(panels) - 1), sharex="col", squeeze=False)
     styles = [(BLUE, "-"), (GREY, "-"), (ORANGE, "-"), (GREY, ":"), (BLUE, ":")]
@@ -247,4 +256,21 @@ def draw_growth(
             axis.set_major_formatter(lambda number, _: f"{number:,g}")
             axis.set_minor_formatter("")
     figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_precisions(runs: Sequence[Mapping[str, Any]], picture: Path) -> None:
+    """The validation accuracy of one training in several precisions.
+
+    Args:
+        runs: Each with its ``precision``, and the ``steps`` at which it had which ``accuracy`` in percent.
+        picture: The PNG to write.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for run, color in zip(runs, (BLUE, ORANGE, GREY), strict=False):
+        axes.plot(run["steps"], run["accuracy"], color=color, marker=".", label=run["precision"])
+    axes.set(title="validation accuracy, %", xlabel="optimiser step")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)

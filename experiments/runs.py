@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -190,7 +190,7 @@ class KeepCheckpoints(Checkpoint):
     def _due(self, trainer: Trainer) -> bool:
         if not self.every:
             return True
-        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
+        if trainer.world_size > 1 and trainer.global_step % cast(Any, trainer).log_every_n_steps:
             return False  # to agree on the time is to wait for each other
         return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every.total_seconds())
 

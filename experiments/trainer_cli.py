@@ -212,7 +212,8 @@ class SnailCLI(LightningCLI):
             return run
         if fast_dev_run:
             return RUNS / str(self.options.name)  # Lightning writes nothing then
-        if rank_zero_only.rank > 0:  # the first process makes the folder; it alone writes, and tells the others later
+        another = cast(Any, rank_zero_only).rank > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+        if another:  # the first process makes the folder; it alone writes, and tells the others later
             return RUNS / str(self.options.name)
         return new_run(RUNS, str(self.options.name))
 

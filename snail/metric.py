@@ -13,24 +13,27 @@ from torch import Tensor, nn
 
 from .learner import EmbeddingLearner, precise
 
-__all__ = ["MatchingNetwork", "NearestNeighbour", "ProtoNet", "prototype_logits"]
+__all__ = ["MatchingNetwork", "NearestNeighbour", "ProtoNet", "prototype_logits", "prototypes"]
 
 
-def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
-    """Minus the squared distance of each query to the mean of each class (Snell et al., 2017, section 2).
+def prototypes(support: Tensor, support_y: Tensor, ways: int) -> Tensor:
+    """The mean of each class (Snell et al., 2017, equation 1).
 
     Args:
         support: ``(b, s, c)``, with at least one item of each class.
         support_y: ``(b, s)``, integers in ``[0, ways)``.
-        query: ``(b, q, c)``.
         ways: Number of classes n.
 
     Returns:
-        Logits ``(b, q, n)``.
+        ``(b, n, c)``.
     """
     members = F.one_hot(support_y.long(), ways).to(support.dtype)  # (b, s, n)
-    prototypes = members.transpose(1, 2) @ support / members.sum(1).unsqueeze(-1)  # (b, n, c)
-    return -(query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
+    return members.transpose(1, 2) @ support / members.sum(1).unsqueeze(-1)
+
+
+def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    """Minus the squared distance of each query ``(b, q, c)`` to each of ``prototypes``: logits ``(b, q, n)``."""
+    return -(query.unsqueeze(2) - prototypes(support, support_y, ways).unsqueeze(1)).square().sum(-1)
 
 
 class ProtoNet(EmbeddingLearner):

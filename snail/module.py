@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class FewShot(LightningModule):
         loss, logs = self._loss(batch.map_items(lambda items: as_parameters(items, self.learner)))
         self._last_loss = loss.detach()
         # To look is to wait for the device; a loss that was not finite once stays so.
-        if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.device.type == "cpu" or self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
             self._check_loss()
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in logs.items()})

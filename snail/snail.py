@@ -5,13 +5,16 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``k`` s
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Block, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
-from .metric import prototype_logits
+from .metric import prototype_logits, prototypes
 from .sequences import serialize
 
 __all__ = ["SNAIL"]
@@ -34,6 +37,9 @@ class SNAIL(EmbeddingLearner):
         dilation_start: First dilation of the temporal convolutions: 1 sees every step, 2 is the paper's printed one.
         prototype_loss: Weight of a second loss in training, the prototypical one on the embedding of the same
             episodes. The paper has none (0); it leaves the way that SNAIL answers as it is.
+        prototypes: Which prototypes the second loss has a query choose among: those of its own ``episode``, or of all
+            episodes of the ``batch``, which is harder and so teaches more. A class that happens to be in two of them
+            counts as two there.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
@@ -54,6 +60,7 @@ class SNAIL(EmbeddingLearner):
         *,
         dilation_start: int = 1,
         prototype_loss: float = 0.0,
+        prototypes: Literal["episode", "batch"] = "episode",
     ) -> None:
         super().__init__(embedding)
         for what, size in (("embedding_dim", embedding_dim), ("ways", ways), ("max_shots", max_shots)):
@@ -64,7 +71,9 @@ class SNAIL(EmbeddingLearner):
         self.ways = ways
         self.max_shots = max_shots
         self.embedding_dim = embedding_dim
-        self.prototype_loss = prototype_loss
+        if prototypes not in ("episode", "batch"):
+            raise ValueError(f"prototypes is {prototypes!r}; choose episode or batch")
+        self.prototype_loss, self.prototypes = prototype_loss, prototypes
         seq_len = ways * max_shots + 1
         att1 = AttentionBlock(embedding_dim + ways, 64, 32)
         tc1 = TCBlock(att1.out_channels, seq_len, 128, dilation_start=dilation_start)
@@ -76,7 +85,8 @@ class SNAIL(EmbeddingLearner):
     @property
     def note(self) -> str:
         """See ``Learner.note``; it tells of a second loss."""
-        return f"prototype loss {self.prototype_loss:g}" if self.prototype_loss else ""
+        over = " over the batch" * (self.prototypes == "batch")
+        return f"prototype loss {self.prototype_loss:g}{over}" if self.prototype_loss else ""
 
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Learner.loss``: the cross-entropy at the last position, as in the paper, and the second loss if any."""
@@ -84,9 +94,17 @@ class SNAIL(EmbeddingLearner):
             return super().loss(episode)
         support, query = self.embed(episode.support_x, episode.query_x)
         loss, logs = answer_loss(self.answer(support, episode.support_y, query), episode)
-        prototypes = prototype_logits(precise(support), episode.support_y, precise(query), self.ways)
-        prototype_loss, _ = answer_loss(prototypes, episode)
-        return loss + self.prototype_loss * prototype_loss, logs | {"loss_at_last_position": loss.detach()}
+        second = self._prototype_loss(precise(support), precise(query), episode)
+        return loss + self.prototype_loss * second, logs | {"loss_at_last_position": loss.detach()}
+
+    def _prototype_loss(self, support: Tensor, query: Tensor, episode: Episode) -> Tensor:
+        if self.prototypes == "episode":
+            return answer_loss(prototype_logits(support, episode.support_y, query, self.ways), episode)[0]
+        centres = prototypes(support, episode.support_y, self.ways).flatten(0, 1)  # (b n, c)
+        # Minus the squared distance, but for what all centres share, as a matrix product: there are many.
+        logits = 2 * query.flatten(0, 1) @ centres.T - centres.square().sum(-1)
+        first = self.ways * torch.arange(len(episode), device=query.device).unsqueeze(1)
+        return F.cross_entropy(logits, (first + episode.query_y).flatten())
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""

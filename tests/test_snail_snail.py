@@ -491,3 +491,19 @@ def test_snail_prototype_loss_adds_to_the_loss_and_changes_no_answer() -> None:
     second = nn.functional.cross_entropy(prototypes[0], episode.query_y[0])
     torch.testing.assert_close(helped.loss(episode)[0], plain.loss(episode)[0] + 0.5 * second)
     assert (plain.note, helped.note) == ("", "prototype loss 0.5")
+
+
+def test_snail_prototype_loss_over_the_batch_has_all_its_classes_to_choose_from() -> None:
+    torch.manual_seed(0)
+    learner = SNAIL(nn.Flatten(), 4, ways=3, max_shots=2, prototype_loss=0.5, prototypes="batch").double()
+    y = torch.tensor([[0, 1, 2, 2, 1, 0], [1, 1, 0, 0, 2, 2]])
+    query_y = torch.tensor([[0, 2], [1, 1]])
+    episode = Episode(torch.randn(2, 6, 4).double(), y, torch.randn(2, 2, 4).double(), query_y, ways=3)
+    centres = torch.stack([episode.support_x[b][y[b] == n].mean(0) for b in range(2) for n in range(3)])
+    distances = torch.stack([(query - centres).square().sum(-1) for query in episode.query_x.flatten(0, 1)])
+    expected = nn.functional.cross_entropy(-distances, torch.tensor([0, 2, 3 + 1, 3 + 1]))
+    loss, logs = learner.loss(episode)
+    torch.testing.assert_close(loss, logs["loss_at_last_position"] + 0.5 * expected)
+    assert learner.note == "prototype loss 0.5 over the batch"
+    with pytest.raises(ValueError, match="prototypes is 'all'; choose episode or batch"):
+        SNAIL(nn.Flatten(), 4, ways=3, max_shots=2, prototypes="all")  # type: ignore[arg-type]

@@ -12,8 +12,13 @@ from ..options import OptionParser
 __all__ = ["KINDS", "main"]
 
 KINDS = {
+    "fit": "`snail fit` against the plain way, what its loop costs, its memory",
+    "scoring": "scoring on images that are embedded once",
     "sharing": "reading an episode's support, or a stream's past, once against reading it again and again",
     "maml": "a meta-step of MAML against loops over tasks",
+    "growth": "how time and memory grow with length, ways, shots, queries and inner steps",
+    "device": "how well a training step uses the device, GPU or CPU",
+    "precision": "training in half precision beside float32",
     "data": "episodes drawn a second, and what a training step waits for its data",
 }
 """The benchmarks by name; each is the module of this name."""

@@ -147,7 +147,7 @@ def higher(network: nn.Module, setting: Setting) -> Backward:
 
 def one_task_at_once(network: nn.Module, setting: Setting) -> Backward:
     """This package's own loop over tasks."""
-    return package(network, setting, tasks_at_once=1)
+    return package(network, setting, tasks_at_once=1, threads=1)
 
 
 def recomputed(network: nn.Module, setting: Setting) -> Backward:

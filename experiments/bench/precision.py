@@ -1,0 +1,137 @@
+"""``snail bench precision``: whether training in half precision is as accurate, shown by both validation curves.
+
+The same run twice through ``snail fit``, from the same seed on the same episodes, in a process of its own each: once in
+bfloat16 where autocast takes it, once in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from snail import SNAIL, Conv4
+from snail.results import read_results
+
+from ..options import OptionParser, whole_number
+from ..pictures import draw_precisions
+from ..runs import RUNS, read_checkpoint, training_facts
+from .common import about_run, check_options, write_report
+
+__all__ = ["PRECISIONS", "main", "markdown_table", "train"]
+
+PRECISIONS = ("bf16-mixed", "32-true")
+
+
+def train(precision: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Run ``snail fit`` in a folder of its own.
+
+    Args:
+        precision: Of the trainer.
+        argv: Further options of ``snail fit``.
+
+    Returns:
+        The ``precision``, the ``steps`` at which was validated, the ``accuracy`` there in percent, the ``seconds`` that
+        training took, and the ``test`` records of the learner, if the run tests itself.
+
+    Raises:
+        RuntimeError: If the command fails.
+    """
+    name = "precision"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "snail.experiments", "fit", *argv]
+        command += [f"--trainer.precision={precision}", f"--name={name}"]
+        done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"snail fit in {precision} failed: {done.stderr.strip()}")
+        run = Path(folder) / RUNS / name
+        with (run / "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("val/accuracy")]
+        records = [record for record in read_results([run / "results.json"]) if "training" in record]
+        return {
+            "precision": precision,
+            "steps": [int(row["step"]) + 1 for row in rows],
+            "accuracy": [float(row["val/accuracy"]) for row in rows],
+            "seconds": training_facts(read_checkpoint(run / "last.ckpt"))["seconds"],
+            "test": [{key: record[key] for key in ("shots", "accuracy", "ci95", "episodes")} for record in records],
+        }
+
+
+def markdown_table(report: Mapping[str, Any]) -> str:
+    """The table of a report, as the docs show it: the validation accuracy at each step, and what the test gave."""
+    runs = report["runs"]
+    lines = ["| validation accuracy, % | " + " | ".join(run["precision"] for run in runs) + " |"]
+    lines.append("| --- " * (1 + len(runs)) + "|")
+    for i, step in enumerate(runs[0]["steps"]):
+        lines.append(f"| step {step:,} | " + " | ".join(f"{run['accuracy'][i]:.2f}" for run in runs) + " |")
+    for i, record in enumerate(runs[0]["test"]):
+        cells = [f"{run['test'][i]['accuracy']:.2f} ± {run['test'][i]['ci95']:.2f}" for run in runs]
+        lines.append(f"| test, {record['shots']}-shot | " + " | ".join(cells) + " |")
+    lines.append("| minutes of training | " + " | ".join(f"{run['seconds'] / 60:.1f}" for run in runs) + " |")
+    where = f"{report['hardware']}, torch {report['versions']['torch']}"
+    return "\n".join([*lines, "", f"{where}, load {report['load']} in the minute before."])
+
+
+def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = OptionParser(
+        prog="snail bench precision",
+        allow_abbrev=False,
+        description="""Train twice through `snail fit`, in half precision and in float32, and lay both validation curves
+beside each other. Further options are those of `snail fit`, such as --config omniglot_5way --data.root DIR; by default
+the built-in data are trained on, and tested.""",
+    )
+    add, default = parser.add_argument, " (default: %(default)s)"
+    add("--output", type=Path, default="precision.json", help="file for every number, overwritten" + default)
+    add("--picture", type=Path, help="the curves as a PNG (default: beside the output)")
+    add("--show", type=Path, help="train nothing; print the table of an earlier output as markdown, draw its picture "
+        "again if --picture is given")  # fmt: skip
+    add("--threads", type=whole_number, help="OMP_NUM_THREADS of the runs (default: as it is)")
+    add("--quick", action="store_true", help="a few steps only: a trial, not a measurement")
+    options, rest = parser.parse_known_args(argv)
+    options.keep_memory = False  # of this process, which trains nothing
+    if options.quick:
+        rest = ["--trainer.max_epochs=2", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=4",
+                "--data.test_episodes=4", "--model.learner.embedding.filters=4", *rest]  # fmt: skip
+    return check_options(options), rest
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``snail bench precision``.
+
+    Args:
+        argv: The command line behind ``bench precision``.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: If an option is wrong.
+        RuntimeError: If a run fails.
+    """
+    options, rest = _options(argv)
+    if options.show is not None:
+        report = json.loads(options.show.read_text())
+        print(markdown_table(report))
+        if options.picture is not None:
+            draw_precisions(report["runs"], options.picture)
+        return 0
+    if options.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    report = about_run(SNAIL(Conv4(), 64, 5, 5), options)
+    report = {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
+    report |= {"options": rest, "runs": []}
+    for precision in PRECISIONS:
+        print(f"training in {precision}", flush=True)
+        report["runs"].append(train(precision, rest))
+    picture = options.output.with_suffix(".png") if options.picture is None else options.picture
+    draw_precisions(report["runs"], picture)
+    print(f"\n{markdown_table(report)}\n\nvalidation curves: {picture}")
+    write_report(report, options.output)
+    return 0
