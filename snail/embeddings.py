@@ -56,7 +56,7 @@ class Conv4(nn.Module):
         for width in (in_channels, filters, filters, filters):
             layers += [nn.Conv2d(width, filters, 3, stride=2 if strided else 1, padding=1), nn.BatchNorm2d(filters)]
             # The largest of what ReLU leaves is what ReLU leaves of the largest: the same, for a quarter of the work.
-            layers += [nn.ReLU()] if strided else [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+            layers += [nn.ReLU()] if strided else [nn.MaxPool2d(2), nn.ReLU()]
         if strided:
             layers.append(nn.AdaptiveAvgPool2d(1))
             side = 1

@@ -28,7 +28,6 @@ def test_the_table_lays_the_curves_beside_each_other(tmp_path: Path, capfd: pyte
         "| step 200 | 94.25 | 94.50 |",
         "| test, 1-shot | 91.00 ± 0.50 | 91.00 ± 0.50 |",
         "| test, 5-shot | 95.00 ± 0.50 | 95.00 ± 0.50 |",
-        "| minutes of training | 1.5 | 1.5 |",
         "",
         "a processor, torch 2.9, load 0.1 in the minute before.",
     ]

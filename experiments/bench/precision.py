@@ -74,7 +74,6 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     for i, record in enumerate(runs[0]["test"]):
         cells = [f"{run['test'][i]['accuracy']:.2f} ± {run['test'][i]['ci95']:.2f}" for run in runs]
         lines.append(f"| test, {record['shots']}-shot | " + " | ".join(cells) + " |")
-    lines.append("| minutes of training | " + " | ".join(f"{run['seconds'] / 60:.1f}" for run in runs) + " |")
     where = f"{report['hardware']}, torch {report['versions']['torch']}"
     return "\n".join([*lines, "", f"{where}, load {report['load']} in the minute before."])
 
