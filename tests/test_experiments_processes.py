@@ -136,7 +136,7 @@ def test_where_the_first_process_is_killed_the_other_ends_and_says_why(folder: P
 
 
 def test_torchrun_starts_the_processes_too(folder: Path) -> None:
-    by = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517")
+    by = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     out = run(folder, "fit", *OPTIONS, *TWO, "--data.batch_size=4", "--name=elastic", by=by)
     assert out.count("run folder runs/elastic\n") == 1
     assert not (folder / "runs" / "elastic-2").exists()
