@@ -180,7 +180,10 @@ class SnailCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder behind it, which is made once all else is known to be in order."""
-        self.model.to(memory_format=torch.channels_last if self.options.channels_last else torch.contiguous_format)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        for parameter in self.model.parameters():
+            if parameter.ndim == 4:  # of a convolution of images; those of volumes have no such layout
+                parameter.data = parameter.data.contiguous(memory_format=layout)
         self.datamodule.prepare_data()
         self._check_episodes()
         settings = self._get(self.config_init, "trainer")

@@ -59,7 +59,7 @@ class FewShot(LightningModule):
         self._last_loss: Tensor | None = None
         if compile and not isinstance(learner, EmbeddingLearner):
             raise ValueError(f"{type(learner).__name__} takes gradients in its loss and cannot be compiled")
-        self._loss = torch.compile(learner.loss, dynamic=False) if compile else learner.loss
+        self._compiled_loss = torch.compile(learner.loss, dynamic=False) if compile else None
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """The learner's answer; see ``Learner.forward``."""
@@ -68,7 +68,8 @@ class FewShot(LightningModule):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The learner's loss on a batch of episodes."""
-        loss, logs = self._loss(batch.map_items(lambda items: as_parameters(items, self.learner)))
+        compute = self._compiled_loss or self.learner.loss
+        loss, logs = compute(batch.map_items(lambda items: as_parameters(items, self.learner)))
         self._last_loss = loss.detach()
         # To look is to wait for the device; a loss that was not finite once stays so.
         if self.device.type == "cpu" or self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:

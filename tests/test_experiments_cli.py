@@ -510,3 +510,21 @@ def test_results_prints_tables(trained: Path, capfd: pytest.CaptureFixture[str])
     assert main(["results", str(trained / "runs" / "small"), "--markdown"]) == 0
     printed = capfd.readouterr().out
     assert printed.count("**glyphs seed0/test**: accuracy in %") == 1 and printed.count("| inductive | 5 |") == 3
+
+
+class Volumes(torch.nn.Module):
+    """An embedding with a convolution of volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv3d(1, 2, (1, 14, 14), stride=14)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.convolution(images.unsqueeze(2)).flatten(1)
+        return features
+
+
+def test_a_network_without_such_a_layout_trains_too(here: Path) -> None:
+    small = [arg for arg in SMALL if "embedding" not in arg]
+    embedding = [f"--model.learner.embedding={Volumes.__module__}.Volumes", "--model.learner.embedding_dim=8"]
+    assert main(["fit", *small, *embedding, "--trainer.max_epochs=1", "--data.val_episodes=0"]) == 0
