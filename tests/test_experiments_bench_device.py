@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snail.experiments.bench import common, device
-from snail.experiments.bench.device import STEP, TOLERANCE, WAYS, Setting, Step, Way, markdown_table
+from snail.experiments.bench import common, device, floor, trace
+from snail.experiments.bench.device import TOLERANCE, WAYS, Setting, Step, Way, markdown_table
+from snail.experiments.bench.trace import STEP
 from snail.experiments.cli import main as snail
 
 SNAIL = Setting("SNAIL", 2, 1, episodes=2, filters=4)
@@ -33,7 +34,7 @@ def relative(one: Tensor, other: Tensor) -> float:
 def seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A clock that is a second later at each look."""
     now = itertools.count()
-    monkeypatch.setattr(device.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(floor.time, "perf_counter", lambda: float(next(now)))
     return now
 
 
@@ -153,9 +154,9 @@ def test_a_block_of_steps_is_timed_between_two_synchronisations(
 ) -> None:
     order: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
-    assert device.seconds_each(lambda: order.append("step"), "cuda", 4) == 0.25
+    assert floor.seconds_each(lambda: order.append("step"), "cuda", 4) == 0.25
     assert order == ["wait", *["step"] * 4, "wait"]
-    assert device.seconds_each(lambda: order.append("step"), "cpu", 1) == 1
+    assert floor.seconds_each(lambda: order.append("step"), "cpu", 1) == 1
     assert order.count("wait") == 2
 
 
@@ -174,7 +175,7 @@ def linear_step() -> tuple[Callable[[], None], torch.optim.Optimizer]:
 
 
 def test_the_counts_of_a_linear_layer_are_those_by_hand() -> None:
-    assert device.count(*linear_step()) == {
+    assert floor.count(*linear_step()) == {
         "operations": 2 * 5 * 3 * 4 + 2 * 4 * 5 * 3,  # forward; the gradient of the weight, none of the input
         "product_bytes": 2 * 4 * (5 * 4 + 4 * 3),  # the output and that gradient
         "update_bytes": 2 * 4 * (3 * (12 + 4) + 2),  # parameters and two averages of each, two numbers of steps
@@ -191,7 +192,7 @@ def test_parameters_that_are_not_updated_and_half_precision_are_counted_so() -> 
         torch.autograd.backward(answer.float().sum())
         optimizer.step()
 
-    counts = device.count(step, optimizer)
+    counts = floor.count(step, optimizer)
     assert counts["product_bytes"] == 2 * 2 * (5 * 4 + 4 * 3)
     assert counts["update_bytes"] == 2 * 4 * 12
 
@@ -201,7 +202,7 @@ def test_convolutions_in_groups_are_counted_by_group(transposed: bool) -> None:
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     layer = kind(6, 9, 3, groups=3, bias=False)
     x = torch.ones(2, 6, 5, 5, requires_grad=True)
-    counts = device.count(lambda: torch.autograd.backward(layer(x).sum()), torch.optim.SGD(layer.parameters()))
+    counts = floor.count(lambda: torch.autograd.backward(layer(x).sum()), torch.optim.SGD(layer.parameters()))
     places = 5 * 5 if transposed else 3 * 3  # at which the 3x3 kernels of 2 by 3 channels lie, in each of 3 groups
     assert counts["operations"] == 3 * (2 * 2 * places * 3 * 3 * 3 * 2 * 3)
 
@@ -221,16 +222,16 @@ def test_tasks_are_all_counted_however_many_threads_there_are() -> None:
 def test_a_step_in_which_nothing_is_seen_has_no_floor() -> None:
     weight = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="no matrix product was seen"):
-        device.count(lambda: torch.autograd.backward(weight.sum()), torch.optim.SGD([weight]))
+        floor.count(lambda: torch.autograd.backward(weight.sum()), torch.optim.SGD([weight]))
 
 
 def test_the_floor_is_the_longer_time() -> None:
     counts = {"operations": 6_000, "product_bytes": 300, "update_bytes": 100}
     reached = {"float32": 2e6, "bfloat16": 12e6, "copy": 4e5}
-    assert device.floor(counts, "float32", reached) == {
+    assert floor.floor(counts, "float32", reached) == {
         "operations_ms": 3.0, "bytes_ms": 1.0, "ms": 3.0, "binds": "operations",
     }  # fmt: skip
-    assert device.floor(counts, "bfloat16", reached) == {
+    assert floor.floor(counts, "bfloat16", reached) == {
         "operations_ms": 0.5, "bytes_ms": 1.0, "ms": 1.0, "binds": "bytes",
     }  # fmt: skip
 
@@ -238,10 +239,10 @@ def test_the_floor_is_the_longer_time() -> None:
 @pytest.mark.usefixtures("seconds")
 @pytest.mark.parametrize("half", [True, False])
 def test_rates_are_work_over_the_shortest_time(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "bf16_is_fast", lambda accelerator: half)
+    monkeypatch.setattr(floor, "bf16_is_fast", lambda accelerator: half)
     times = iter([5.0, 4.0, 6.0, *([5.0, 2.0, 3.0] if half else []), 0.5, 0.25, 1.0])
-    monkeypatch.setattr(device, "seconds_each", lambda work, where, count: (work(), next(times))[1])
-    assert device.rates("cpu", size=4, copied=100, times=3) == {
+    monkeypatch.setattr(floor, "seconds_each", lambda work, where, count: (work(), next(times))[1])
+    assert floor.rates("cpu", size=4, copied=100, times=3) == {
         "size": 4, "copied": 100, "float32": 2 * 4**3 / 4, "bfloat16": 2 * 4**3 / 2 if half else None, "copy": 800.0,
     }  # fmt: skip
 
@@ -261,7 +262,7 @@ def test_rates_are_work_over_the_shortest_time(half: bool, monkeypatch: pytest.M
     ],
 )
 def test_busy_time_is_the_length_of_the_union(intervals: list[tuple[float, float]], expected: float) -> None:
-    assert device.busy_time(intervals) == expected
+    assert trace.busy_time(intervals) == expected
 
 
 def event(cat: str, name: str, start: float, end: float, thread: int = 7) -> dict[str, Any]:
@@ -292,13 +293,13 @@ TRACE = [
 
 
 def test_a_trace_of_the_cpu_tells_of_operators_on_the_calling_thread() -> None:
-    assert device.read_trace(TRACE, "cpu") == {
+    assert trace.read_trace(TRACE, "cpu") == {
         "busy_ms": 4.0, "events": 1.5, "profiled_ms": 10.0, "synchronisations": None,
     }  # fmt: skip
 
 
 def test_a_trace_of_a_gpu_tells_of_kernels_and_copies_and_of_waiting_within_steps() -> None:
-    assert device.read_trace(TRACE, "cuda") == {
+    assert trace.read_trace(TRACE, "cuda") == {
         "busy_ms": 5.5, "events": 2.0, "profiled_ms": 10.0, "synchronisations": 1.0,
     }  # fmt: skip
 
@@ -307,11 +308,11 @@ def test_a_trace_of_a_gpu_tells_of_kernels_and_copies_and_of_waiting_within_step
 def test_a_trace_that_tells_nothing_is_refused(missing: str) -> None:
     rest = [each for each in TRACE if each.get("cat") not in (missing, "gpu_memcpy", "gpu_memset")]
     with pytest.raises(ValueError, match="the profile holds"):
-        device.read_trace(rest, "cuda")
+        trace.read_trace(rest, "cuda")
 
 
 def test_the_operators_of_a_step_are_found_in_its_profile() -> None:
-    found = device.profile(lambda: torch.ones(4).add(1), "cpu", steps=2, ms=1e-9)
+    found = trace.profile(lambda: torch.ones(4).add(1), "cpu", steps=2, ms=1e-9)
     assert found["events"] >= 2
     assert 0 < found["busy_ms"] <= found["profiled_ms"]
     assert found["share"] == found["busy_ms"] / found["profiled_ms"]
@@ -329,7 +330,7 @@ def test_kernels_are_held_against_the_time_without_the_profiler(monkeypatch: pyt
     order: list[str] = []
     monkeypatch.setattr(torch.profiler, "profile", Profiler)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
-    found = device.profile(lambda: order.append("step"), "cuda", steps=2, ms=11.0)
+    found = trace.profile(lambda: order.append("step"), "cuda", steps=2, ms=11.0)
     assert order == ["wait", "step", "step", "wait"]
     assert (found["busy_ms"], found["share"]) == (5.5, 0.5)
 
@@ -356,7 +357,7 @@ def test_each_warning_of_a_synchronisation_is_kept_with_its_place(sync_modes: li
             warnings.warn("called a synchronizing CUDA operation\n(at some place)", UserWarning, stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    found = device.synchronisations(step)
+    found = trace.synchronisations(step)
     line = step.__code__.co_firstlineno + 3
     assert found == [f"{Path(__file__).name}:{line}: called a synchronizing CUDA operation (at some place)"] * 2
     assert sync_modes == [2, "warn", 2]
@@ -365,7 +366,7 @@ def test_each_warning_of_a_synchronisation_is_kept_with_its_place(sync_modes: li
 @pytest.mark.filterwarnings("ignore:a prototype")
 def test_the_mode_is_put_back_if_the_step_fails(sync_modes: list[Any]) -> None:
     with pytest.raises(ZeroDivisionError):
-        device.synchronisations(lambda: 1 / 0)
+        trace.synchronisations(lambda: 1 / 0)
     assert sync_modes == [2, "warn", 2]
 
 
@@ -543,13 +544,13 @@ def test_quick_writes_every_number_and_the_table_is_made_of_them(
         "meaning", "left_out", "rates", "rows", "training",
     }  # fmt: skip
     assert (report["device"], report["quick"], report["training"]) == ("cpu", True, None)
-    assert report["meaning"]["share"] == device.SHARE["cpu"]
+    assert report["meaning"]["share"] == trace.SHARE["cpu"]
     (row,) = report["rows"]
     assert (row["learner"], row["ways"], row["episodes"], row["way"]) == ("SNAIL", 5, 2, "eager, float32")
     assert len(report["left_out"]) == len(WAYS) - 1
     assert row["not_measured"] == {}
     assert (len(row["ms_each"]), row["difference"], row["synchronisations"]) == (1, 0, None)
-    assert row["floor"] == device.floor(row["counts"], "float32", report["rates"])
+    assert row["floor"] == floor.floor(row["counts"], "float32", report["rates"])
     assert row["distance"] == row["ms"] / row["floor"]["ms"]
     for name in ("ms", "per_second", "distance"):
         assert math.isfinite(row[name]) and row[name] > 0

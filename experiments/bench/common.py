@@ -22,9 +22,9 @@ from snail.evaluation import describe
 from snail.files import replacing
 
 from ..levers import keep_memory
-from ..options import check_output
+from ..options import OptionParser, check_output
 
-__all__ = ["about_run", "check_options", "compare", "largest_difference", "ratios_to", "take_turns", "write_report"]
+__all__ = ["BenchParser", "about_run", "compare", "largest_difference", "ratios_to", "take_turns", "write_report"]
 
 TOLERANCE = 1e-9  # float64; different sums of the same numbers differ by 1e-15, a wrong way by far more
 
@@ -105,18 +105,70 @@ def about_run(learner: Learner, options: argparse.Namespace, device: str = "cpu"
     return report | {"keep_memory": options.keep_memory}
 
 
-def check_options(options: argparse.Namespace) -> argparse.Namespace:
-    """Check ``output`` and ``keep_memory``, unless an earlier report is only to be shown, and keep memory if asked to.
+class BenchParser(OptionParser):
+    """The options that every benchmark has; those of its own are added to it.
 
-    Raises:
-        ValueError: If there is no place for the output, or memory cannot be kept.
+    Args:
+        name: What stands behind ``snail bench``.
+        description: What is measured.
+        quick: What ``--quick`` means.
+        keeps_memory: Whether memory can be kept in this process, or in those that it starts.
     """
-    if options.show is not None:
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        *,
+        quick: str = "first setting only, smaller defaults: a trial, not a measurement",
+        keeps_memory: bool = True,
+    ) -> None:
+        super().__init__(
+            prog=f"snail bench {name}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            description=description,
+        )
+        add, default = self.add_argument, " (default: %(default)s)"
+        add("--output", type=Path, default=f"{name}.json", help="file for every number, overwritten" + default)
+        add("--show", type=Path, metavar="FILE", help="measure nothing; print the table of an earlier output")
+        add("--quick", action="store_true", help=quick)
+        self.set_defaults(keep_memory=False)
+        if keeps_memory:
+            add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for all ways")
+
+    def read(self, argv: Sequence[str], **quick: Any) -> argparse.Namespace:
+        """The options; see ``read_known``.
+
+        Raises:
+            ValueError: Also if an option is not known.
+        """
+        options, rest = self.read_known(argv, **quick)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
         return options
-    check_output(options.output)
-    if options.keep_memory and not keep_memory():
-        raise ValueError("the C library of this machine cannot be told to keep memory; leave out --keep_memory")
-    return options
+
+    def read_known(self, argv: Sequence[str], **quick: Any) -> tuple[argparse.Namespace, list[str]]:
+        """The options, checked, and what is not known; memory is kept if that was asked for.
+
+        Args:
+            argv: The command line behind the benchmark's name.
+            **quick: Defaults that ``--quick`` puts in the place of the usual ones.
+
+        Raises:
+            ValueError: If an option is wrong, there is no place for the output, no such device, or memory cannot be
+                kept.
+        """
+        if "--quick" in argv:
+            self.set_defaults(**quick)
+        options, rest = self.parse_known_args(argv)
+        if options.show is None:
+            check_output(options.output)
+            if options.keep_memory and not keep_memory():
+                raise ValueError("the C library of this machine cannot be told to keep memory; leave out --keep_memory")
+            if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+                raise ValueError("--device cuda needs a GPU that torch can use, and there is none here")
+        return options, rest
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:

@@ -23,8 +23,8 @@ from snail import SNAIL, Conv4, Episode, Learner, ProtoNet
 from snail.datasets import EpisodeSampler, Glyphs, ImageData, Images, MiniImageNet, Omniglot
 from snail.datasets.images import split_hash
 
-from ..options import OptionParser, whole_number
-from .common import about_run, check_options, compare, write_report
+from ..options import whole_number
+from .common import BenchParser, about_run, compare, write_report
 
 __all__ = ["OneFileAnItem", "main", "markdown_table"]
 
@@ -152,25 +152,18 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench data",
-        allow_abbrev=False,
-        description="""Time how many ready episodes a second are drawn, images included, against a loader that opens a
+    parser = BenchParser(
+        "data",
+        """Time how many ready episodes a second are drawn, images included, against a loader that opens a
 file for each item, and which share of a training step's time its data takes: SNAIL on small grey images, a prototypical
 network with Conv-4 on miniImageNet. One process, no workers.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="data.json", help="file for every number, overwritten" + default)
     add("--omniglot", type=Path, metavar="DIR", help="Omniglot's folder; left out if not given")
     add("--mini_imagenet", type=Path, metavar="DIR", help="miniImageNet's folder; left out if not given")
     add("--pairs", type=whole_number, default=7, help="how often both ways are timed" + default)
     add("--steps", type=whole_number, default=20, help="training steps that are timed" + default)
-    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc)")
-    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
-    add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(pairs=1, steps=1)
-    return check_options(parser.parse_args(argv))
+    return parser.read(argv, pairs=1, steps=1)
 
 
 def main(argv: Sequence[str]) -> int:

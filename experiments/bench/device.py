@@ -21,11 +21,9 @@ import json
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import prod
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,9 +31,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.profiler import ProfilerActivity, record_function
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from snail import MAML, SNAIL, Conv4, Episode, Learner
 from snail.datasets import EpisodeSampler, Images
@@ -43,34 +38,18 @@ from snail.inner_loop import GradientLearner
 
 from ..cli import main as snail
 from ..levers import bf16_is_fast, keep_memory
-from ..options import OptionParser, whole_number
-from .common import about_run, check_options, write_report
+from ..options import whole_number
+from .common import BenchParser, about_run, write_report
+from .floor import count, floor, rates, seconds_each
 from .processes import Process, peak_memory
+from .trace import SHARE, one_line, profile, synchronisations
 
-__all__ = [
-    "WAYS",
-    "Setting",
-    "Step",
-    "ValidationClock",
-    "Way",
-    "busy_time",
-    "count",
-    "floor",
-    "main",
-    "markdown_table",
-    "profile",
-    "rates",
-    "synchronisations",
-    "train",
-]
+__all__ = ["WAYS", "Setting", "Step", "ValidationClock", "Way", "main", "markdown_table", "train"]
 
 WARMUP = 3  # steps at most before anything is timed
 PROFILED = 3  # steps at most under the profiler
 CLASSES, IMAGES = 200, 20  # of the pool that episodes are drawn from
 TOLERANCE = {"float32": 0.05, "bfloat16": 0.5}  # of the gradient, relatively; that of other images differs by 1
-STEP = "training step"  # what a step is called in a profile
-WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}
-ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}  # categories of a trace
 CONFIG, RUN, SEEN = "omniglot_5way", "bench_device", "validations"
 
 MEANING = {
@@ -88,11 +67,6 @@ MEANING = {
     "synchronisations": "in one step: warnings of torch.cuda.set_sync_debug_mode, and waits in the profile",
 }
 """What the fields of a report hold."""
-SHARE = {
-    "cuda": "time in which a kernel or a copy runs on the GPU, in the profile, over the time of a step without it",
-    "cpu": "time in which an operator runs on the calling thread, over the time of the same steps in the profile",
-}
-"""What the share of a step's time is that is told, by device."""
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -268,238 +242,6 @@ class Step:
         return replay
 
 
-def synchronise(device: str) -> None:
-    """Wait until the device has done all that it was given; a CPU has."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_each(work: Callable[[], object], device: str, times: int) -> float:
-    """The seconds that ``work`` takes, by a block of ``times`` between two synchronisations."""
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    synchronise(device)
-    return (time.perf_counter() - start) / times
-
-
-# -- the floor ---------------------------------------------------------------------------------------------------------
-
-
-def _convolution_backward(
-    grad_out: Sequence[int],
-    x: Sequence[int],
-    weight: Sequence[int],
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    output_mask: Sequence[bool],
-    **kwargs: Any,
-) -> int:
-    """Operations of a convolution's two gradients, each as many as forward; torch's own count takes groups for one."""
-    forward = 2 * x[0] * prod(weight) * prod((x if transposed else grad_out)[2:])
-    return sum(output_mask[:2]) * forward
-
-
-class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that matrix products and convolutions write."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            each = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-            self.bytes += sum(tensor.nbytes for tensor in each if isinstance(tensor, Tensor))
-        return outputs
-
-
-def count(step: Callable[[], object], optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """What a step cannot do without.
-
-    Args:
-        step: Goes forward and backward and takes a step of ``optimizer``, all of it begun in this thread.
-        optimizer: Of the parameters.
-
-    Returns:
-        ``operations`` of its matrix products and convolutions; ``product_bytes``: what these write, written once and
-        read once; ``update_bytes``: the parameters that have a gradient and the optimiser's state of them, read once
-        and written once.
-
-    Raises:
-        ValueError: If no operation was seen.
-    """
-    gradients = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=gradients) as counter, _Written() as written:
-        step()
-    operations = counter.get_total_flops()
-    if not operations:
-        raise ValueError("no matrix product was seen in the step; its operations cannot be counted")
-    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    state = [value for p in updated for value in optimizer.state[p].values() if isinstance(value, Tensor)]
-    update = 2 * sum(tensor.nbytes for tensor in [*updated, *state])
-    return {"operations": operations, "product_bytes": 2 * written.bytes, "update_bytes": update}
-
-
-def _count_step(setting: Setting, way: Way, device: str) -> dict[str, int]:
-    """``count`` of a step that is run as it is written."""
-    step = Step(setting, Way(way.dtype), device)
-    if isinstance(step.learner, GradientLearner):
-        step.learner.tasks_at_once = setting.episodes  # in one thread, which is all that is seen
-    return count(step, step.optimizer)
-
-
-def rates(device: str, *, size: int, copied: int, times: int) -> dict[str, Any]:
-    """What the device reaches, each the best of some measurements.
-
-    Args:
-        device: ``cuda`` or ``cpu``.
-        size: Rows and columns of the matrices that are multiplied.
-        copied: Bytes that are copied.
-        times: How often each is measured.
-
-    Returns:
-        ``size`` and ``copied``; ``float32`` and ``bfloat16``: operations a second in a matrix product (``None`` if the
-        device does not multiply it in hardware); ``copy``: bytes a second, read and written both counted.
-    """
-
-    def best(work: Callable[[], object]) -> float:
-        work()
-        return min(seconds_each(work, device, 1) for _ in range(times))
-
-    def product(dtype: torch.dtype) -> float:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        return 2 * size**3 / best(lambda: torch.mm(a, b, out=out))
-
-    reached: dict[str, Any] = {"size": size, "copied": copied, "float32": product(torch.float32)}
-    if device == "cuda":  # convolutions take TF32 unless told otherwise
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        reached["float32"] = max(reached["float32"], product(torch.float32))
-        torch.set_float32_matmul_precision(before)
-    reached["bfloat16"] = product(torch.bfloat16) if bf16_is_fast(device) else None
-    source = torch.ones(copied, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)
-    return reached | {"copy": 2 * copied / best(lambda: target.copy_(source))}
-
-
-def floor(counts: Mapping[str, int], dtype: str, reached: Mapping[str, Any]) -> dict[str, Any]:
-    """The time in milliseconds that a step takes at least.
-
-    Args:
-        counts: From ``count``.
-        dtype: Of its products.
-        reached: From ``rates``.
-
-    Returns:
-        ``operations_ms`` and ``bytes_ms``, the longer of them as ``ms``, and which that is as ``binds``.
-    """
-    times = {
-        "operations": 1000 * counts["operations"] / reached[dtype],
-        "bytes": 1000 * (counts["product_bytes"] + counts["update_bytes"]) / reached["copy"],
-    }
-    binds = max(times, key=lambda name: times[name])
-    return {"operations_ms": times["operations"], "bytes_ms": times["bytes"], "ms": times[binds], "binds": binds}
-
-
-# -- the profile -------------------------------------------------------------------------------------------------------
-
-
-def busy_time(intervals: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of some intervals ``(start, end)``."""
-    busy, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return busy
-
-
-def read_trace(events: Iterable[Mapping[str, Any]], device: str) -> dict[str, Any]:
-    """What is in a trace of some steps, each marked as ``STEP``.
-
-    Args:
-        events: ``traceEvents`` of the Chrome trace that torch.profiler exports, times in microseconds.
-        device: ``cuda``: kernels and copies on the GPU count; ``cpu``: operators on the thread that takes the steps.
-
-    Returns:
-        A step's ``busy_ms``, in which at least one of them runs; how many ``events`` these are; ``profiled_ms``, the
-        wall time; on a GPU ``synchronisations``, how often the CPU waits for it.
-
-    Raises:
-        ValueError: If nothing ran.
-    """
-    timed = [event for event in events if event.get("ph") == "X"]
-    marks = [event for event in timed if event.get("cat") == "user_annotation" and event.get("name") == STEP]
-    threads = {mark["tid"] for mark in marks}
-    if device == "cuda":
-        counted = [event for event in timed if event.get("cat") in ON_GPU]
-    else:
-        counted = [event for event in timed if event.get("cat") == "cpu_op" and event["tid"] in threads]
-    if not marks or not counted:
-        raise ValueError(f"the profile holds {len(marks)} steps and {len(counted)} events on {device}")
-    steps, ran, waits = (
-        [(event["ts"], event["ts"] + event["dur"]) for event in each]
-        for each in (marks, counted, (event for event in timed if event.get("name") in WAITS))
-    )
-    within = [wait for wait in waits if any(start <= wait[0] < end for start, end in steps)]
-    wall = max(end for _, end in steps) - min(start for start, _ in steps)
-    n = len(steps)
-    found = {"busy_ms": busy_time(ran) / 1000 / n, "events": len(ran) / n, "profiled_ms": wall / 1000 / n}
-    return found | {"synchronisations": len(within) / n if device == "cuda" else None}
-
-
-def profile(step: Callable[[], object], device: str, *, steps: int, ms: float) -> dict[str, Any]:
-    """Profile some steps.
-
-    Args:
-        step: Takes a step.
-        device: ``cuda`` or ``cpu``.
-        steps: How many.
-        ms: What a step takes without the profiler.
-
-    Returns:
-        What ``read_trace`` finds, and ``share``, of which ``SHARE`` tells what it is.
-
-    Raises:
-        ValueError: If the profiler saw nothing.
-    """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    synchronise(device)
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(steps):
-            with record_function(STEP):
-                step()
-        synchronise(device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        found = read_trace(json.loads(path.read_bytes())["traceEvents"], device)
-    return found | {"share": found["busy_ms"] / (ms if device == "cuda" else found["profiled_ms"])}
-
-
-def synchronisations(step: Callable[[], object]) -> list[str]:
-    """Where in a step torch says that the CPU waits for the GPU: a line for each time, with its place in the code."""
-    before = torch.cuda.get_sync_debug_mode()
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")  # which itself warns that it does not find all
-            told.clear()
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    found = [warning for warning in told if "called a synchronizing" in str(warning.message)]
-    return [f"{Path(each.filename).name}:{each.lineno}: {_one_line(each.message)}" for each in found]
-
-
 # -- a process for each way --------------------------------------------------------------------------------------------
 
 
@@ -545,6 +287,14 @@ def _serve(pipe: Connection, job: _Job) -> None:
             pipe.send(f"{type(error).__name__}: {error}")
 
 
+def _count_step(setting: Setting, way: Way, device: str) -> dict[str, int]:
+    """``count`` of a step that is run as it is written."""
+    step = Step(setting, Way(way.dtype), device)
+    if isinstance(step.learner, GradientLearner):
+        step.learner.tasks_at_once = setting.episodes  # in one thread, which is all that is seen
+    return count(step, step.optimizer)
+
+
 def _time(job: _Job) -> tuple[Step, dict[str, Any]]:
     """A step of a way and its times, once its gradient is known to be that of the first way.
 
@@ -587,14 +337,10 @@ def _measure(job: _Job) -> dict[str, Any]:
             try:
                 row[part] = process.receive()
             except RuntimeError as error:
-                row[part], row["not_measured"][part] = None, _one_line(error)
+                row[part], row["not_measured"][part] = None, one_line(error)
     finally:
         process.end()
     return row
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:400]
 
 
 # -- whole training ----------------------------------------------------------------------------------------------------
@@ -742,11 +488,9 @@ def _percentage(text: str) -> float:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench device",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description="""Show how well a training step of SNAIL and of exact MAML uses this device: steps a second, the
+    parser = BenchParser(
+        "device",
+        """Show how well a training step of SNAIL and of exact MAML uses this device: steps a second, the
 share of the time in which the device computes, how often the CPU waits for it, and how far the time is from the floor
 that the step's operations and bytes set, at the rates that the device reaches here.
 
@@ -755,10 +499,10 @@ Each way of running the step, in a process of its own: as it is written, compile
 with autocast to bfloat16. What cannot be run is left out, and the report says why.
 
 On a CPU run it on a machine that does nothing else.""",
+        quick="without SNAIL 20-way, smaller defaults: a trial, not a measurement",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--output", type=Path, default="device.json", help="file for every number, overwritten" + default)
     add("--device", choices=("cuda", "cpu"), default=here, help="where it runs" + default)
     add("--episodes", type=whole_number, default=32, help="episodes (tasks of MAML) of a step" + default)
     add("--steps", type=whole_number, help="steps of a timing (default: 20 on a GPU, 2 on a CPU)")
@@ -770,14 +514,7 @@ On a CPU run it on a machine that does nothing else.""",
     add("--omniglot", type=Path, metavar="DIR", help="Omniglot's folder, for --train")
     add("--target", type=_percentage, default=97.0, help="validation accuracy in %% to wait for" + default)
     add("--train_steps", type=whole_number, metavar="N", help="end training after so many steps")
-    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for all ways")
-    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
-    add("--quick", action="store_true", help="without SNAIL 20-way, smaller defaults: a trial, not a measurement")
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(episodes=2, steps=1, timings=1)
-    options = check_options(parser.parse_args(argv))
-    if options.show is None and options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU that torch can use, and there is none here")
+    options = parser.read(argv, episodes=2, steps=1, timings=1)
     if options.show is None and options.train and options.omniglot is None:
         raise ValueError("--train needs --omniglot DIR, where Omniglot is or is to be downloaded to")
     on_gpu = options.device == "cuda"
@@ -831,7 +568,7 @@ def main(argv: Sequence[str]) -> int:
             try:
                 row = _measure(job)
             except RuntimeError as error:
-                report["left_out"][job.name] = _one_line(error)
+                report["left_out"][job.name] = one_line(error)
                 continue
             row["floor"] = row["counts"] and floor(row["counts"], way.dtype, report["rates"])
             row["distance"] = row["floor"] and row["ms"] / row["floor"]["ms"]
@@ -844,7 +581,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             report["training"] = train(options.omniglot, device, target=options.target, steps=options.train_steps)
         except (OSError, RuntimeError) as error:
-            report["left_out"]["training"] = _one_line(error)
+            report["left_out"]["training"] = one_line(error)
     for name, reason in report["left_out"].items():
         print(f"left out: {name} ({reason})")
     print("\n" + markdown_table(report))

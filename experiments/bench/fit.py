@@ -41,9 +41,9 @@ from snail.datasets.prepared import Pixels, Source, prepare
 from ..cli import main as snail
 from ..levers import bf16_is_fast, keep_memory
 from ..loading import load_run
-from ..options import OptionParser, whole_number
+from ..options import whole_number
 from ..runs import KeepConfig
-from .common import about_run, check_options, largest_difference, ratios_to, write_report
+from .common import BenchParser, about_run, largest_difference, ratios_to, write_report
 from .processes import Process, peak_memory
 from .sharing import OneQueryASequence
 
@@ -613,11 +613,9 @@ def _folder(text: str) -> Path:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench fit",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"""Measure training through `snail fit` as a user runs it on a CPU: with progress bar,
+    parser = BenchParser(
+        "fit",
+        f"""Measure training through `snail fit` as a user runs it on a CPU: with progress bar,
 logs and checkpoints.
 
 fit       per query trained, against the plain way: the same SNAIL on the same batches in a bare loop, one query a
@@ -630,9 +628,10 @@ Each measurement has a fresh process, and ways take turns. Where Omniglot's fold
 take its place; where miniImageNet's is not, 1 GB of noise in a temporary folder. Run it on a machine that does
 nothing else; only ratios carry over to another. OMP_NUM_THREADS sets the threads of all processes
 ({torch.get_num_threads()} now).""",
+        quick="first of each part only, smaller defaults: a trial, not a measurement",
+        keeps_memory=False,
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="fit.json", help="file for every number, overwritten" + default)
     add("--part", type=_parts, action="extend", metavar="PART", help="fit, loop or memory alone; may be repeated, or "
         "several with commas (default: all)")  # fmt: skip
     add("--omniglot", type=_folder, metavar="DIR", help="Omniglot's folder; the built-in images if not given")
@@ -644,12 +643,7 @@ nothing else; only ratios carry over to another. OMP_NUM_THREADS sets the thread
         "plain way embeds at once, one query an episode at least; where all queries need more, a part of them is timed"
         + default)  # fmt: skip
     add("--steps", type=whole_number, default=40, help="training steps of a command whose memory is measured" + default)
-    add("--show", type=Path, help="measure nothing; print the tables of an earlier output as markdown")
-    add("--quick", action="store_true", help="first of each part only, smaller defaults: a trial, not a measurement")
-    parser.set_defaults(keep_memory=False)
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(pairs=1, seconds=1, episodes=2, steps=10)
-    return check_options(parser.parse_args(argv))
+    return parser.read(argv, pairs=1, seconds=1, episodes=2, steps=10)
 
 
 def main(argv: Sequence[str]) -> int:

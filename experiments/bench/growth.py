@@ -27,8 +27,8 @@ from torch import nn
 from snail import MAML, SNAIL, AttentionBlock, Block, Conv4, Episode, Learner, Stack, TCBlock
 
 from ..levers import keep_memory
-from ..options import OptionParser, whole_number
-from .common import about_run, check_options, write_report
+from ..options import whole_number
+from .common import BenchParser, about_run, write_report
 from .processes import Process, peak_memory
 
 __all__ = ["CURVES", "Curve", "Growth", "Job", "Work", "main", "markdown_table", "measure", "slope"]
@@ -430,11 +430,9 @@ def draw(report: Mapping[str, Any], picture: Path) -> None:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench growth",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"""Measure on the CPU, in float32, how time and peak memory of a step grow.
+    parser = BenchParser(
+        "growth",
+        f"""Measure on the CPU, in float32, how time and peak memory of a step grow.
 
 length         the paper's network on one sequence: a training step (forward, loss at the last position, backward)
                of all of it, of its convolutions and of its attention alone; without gradient one further step with
@@ -445,18 +443,14 @@ inner steps    a meta-step of exact MAML, {TASKS} tasks of {WAYS}-way 1-shot, al
 
 Each point runs in a process of its own. OMP_NUM_THREADS sets their threads ({torch.get_num_threads()} now). Run it on a
 machine that does nothing else; only slopes and memory carry over to another.""",
+        quick="tiny lengths, the first point of most curves: a trial",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="growth.json", help="file for every number, overwritten" + default)
-    add("--picture", type=Path, help="file of the picture, overwritten (default: growth.png beside the output)")
+    add("--picture", type=Path, help="file of the picture, overwritten; drawn again of an earlier output "
+        "too (default: growth.png beside the output)")  # fmt: skip
     add("--lengths", type=whole_number, nargs="+", default=LENGTHS, metavar="N", help="of the sequences" + default)
     add("--repeats", type=whole_number, default=3, help="how often each point is timed" + default)
-    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc)")
-    add("--show", type=Path, help="measure nothing; print the table of an earlier output, and draw --picture if given")
-    add("--quick", action="store_true", help="tiny lengths, the first point of most curves: a trial")
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(lengths=LENGTHS[:2], repeats=1)
-    options = check_options(parser.parse_args(argv))
+    options = parser.read(argv, lengths=LENGTHS[:2], repeats=1)
     if options.show is None:
         options.picture = options.picture or options.output.parent / "growth.png"
     if min(options.lengths) < 2:

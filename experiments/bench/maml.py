@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +29,8 @@ from torch.func import functional_call
 from snail import MAML, Conv4, Episode
 
 from ..levers import keep_memory
-from ..options import OptionParser, whole_number
-from .common import about_run, check_options, largest_difference, ratios_to, take_turns, write_report
+from ..options import whole_number
+from .common import BenchParser, about_run, largest_difference, ratios_to, take_turns, write_report
 from .processes import Process, peak_memory
 
 __all__ = ["PEERS", "WAYS", "Setting", "main", "markdown_table", "meta_gradient", "plain_loop"]
@@ -349,11 +348,9 @@ def _facts(report: Mapping[str, Any]) -> str:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench maml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"""Time a meta-step of exact MAML (forward, loss, backward, Adam; float32) as this package does it,
+    parser = BenchParser(
+        "maml",
+        f"""Time a meta-step of exact MAML (forward, loss, backward, Adam; float32) as this package does it,
 against its own loop over tasks, a loop written by hand with functional_call, learn2learn and higher.
 
 Conv-4 of 64 channels on 28x28 random images, 5-way and 20-way 1-shot, 1 query a class, 1 and 5 inner steps,
@@ -366,20 +363,11 @@ pip install 'snail-meta[bench]' brings higher, while learn2learn 0.2 builds up t
 OMP_NUM_THREADS sets the threads of all ({torch.get_num_threads()} now). Run it on a machine that does nothing else.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="maml.json", help="file for every number, overwritten" + default)
     add("--pairs", type=whole_number, default=7, help="how often every way is timed" + default)
     meta_batch = ", ".join(f"{tasks} at {ways} ways" for ways, tasks in TASKS.items())
     add("--tasks", type=whole_number, help=f"tasks of a meta-step (default: {meta_batch})")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs" + default)
-    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for all ways")
-    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
-    add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(pairs=1, tasks=2)
-    options = check_options(parser.parse_args(argv))
-    if options.show is None and options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU that torch can use, and there is none here")
-    return options
+    return parser.read(argv, pairs=1, tasks=2)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,10 +20,10 @@ from typing import Any
 from snail import SNAIL, Conv4
 from snail.results import read_results
 
-from ..options import OptionParser, whole_number
+from ..options import whole_number
 from ..pictures import draw_precisions
 from ..runs import RUNS, read_checkpoint, training_facts
-from .common import about_run, check_options, write_report
+from .common import BenchParser, about_run, write_report
 
 __all__ = ["PRECISIONS", "main", "markdown_table", "train"]
 
@@ -79,26 +79,23 @@ def markdown_table(report: Mapping[str, Any]) -> str:
 
 
 def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OptionParser(
-        prog="snail bench precision",
-        allow_abbrev=False,
-        description="""Train twice through `snail fit`, in half precision and in float32, and lay both validation curves
+    parser = BenchParser(
+        "precision",
+        """Train twice through `snail fit`, in half precision and in float32, and lay both validation curves
 beside each other. Further options are those of `snail fit`, such as --config omniglot_5way --data.root DIR; by default
 the built-in data are trained on, and tested.""",
+        quick="a few steps only: a trial, not a measurement",
+        keeps_memory=False,
     )
-    add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="precision.json", help="file for every number, overwritten" + default)
-    add("--picture", type=Path, help="the curves as a PNG (default: beside the output)")
-    add("--show", type=Path, help="train nothing; print the table of an earlier output as markdown, draw its picture "
-        "again if --picture is given")  # fmt: skip
+    add = parser.add_argument
+    add("--picture", type=Path, help="the curves as a PNG; drawn again of an earlier output too (default: beside the "
+        "output)")  # fmt: skip
     add("--threads", type=whole_number, help="OMP_NUM_THREADS of the runs (default: as it is)")
-    add("--quick", action="store_true", help="a few steps only: a trial, not a measurement")
-    options, rest = parser.parse_known_args(argv)
-    options.keep_memory = False  # of this process, which trains nothing
+    options, rest = parser.read_known(argv)
     if options.quick:
         rest = ["--trainer.max_epochs=2", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=4",
                 "--data.test_episodes=4", "--model.learner.embedding.filters=4", *rest]  # fmt: skip
-    return check_options(options), rest
+    return options, rest
 
 
 def main(argv: Sequence[str]) -> int:

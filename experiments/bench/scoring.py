@@ -24,8 +24,8 @@ from snail import SNAIL, Conv4, Learner, evaluate
 from snail.datasets import Episodes, Glyphs, ImageData, Omniglot
 from snail.evaluation import Scorer
 
-from ..options import OptionParser, whole_number
-from .common import about_run, check_options, compare, largest_difference, write_report
+from ..options import whole_number
+from .common import BenchParser, about_run, compare, largest_difference, write_report
 from .sharing import OneQueryASequence
 
 __all__ = ["CountedEmbedding", "check_scores", "main", "markdown_table", "time_scoring"]
@@ -159,35 +159,28 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench scoring",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"""Time the scoring of {WAYS}-way {SHOTS}-shot test episodes with {QUERIES} query a class on the
+    parser = BenchParser(
+        "scoring",
+        f"""Time the scoring of {WAYS}-way {SHOTS}-shot test episodes with {QUERIES} query a class on the
 CPU, in float32: snail.evaluate, which embeds each test image once and reads each support once, against one query
 a sequence, which embeds and reads its support and itself anew.
 
 The two are first checked to give the same scores, then timed in turn, the plain way on a sample of the episodes;
 OMP_NUM_THREADS sets the threads of both ({torch.get_num_threads()} now). Run it on a machine that does nothing
 else.""",
+        quick="smaller defaults: a trial, not a measurement",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="scoring.json", help="file for every number, overwritten" + default)
     add("--omniglot", type=Path, metavar="DIR", help="score on Omniglot, in this folder, in the place of glyphs")
     add("--pairs", type=whole_number, default=5, help="how often both ways are timed" + default)
     add("--episodes", type=whole_number, default=10_000, help="episodes that are scored" + default)
     add("--sample", type=whole_number, default=200, help="episodes that the plain way is timed on" + default)
-    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for both ways")
-    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
-    add("--quick", action="store_true", help="smaller defaults: a trial, not a measurement")
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(pairs=1, episodes=100, sample=10)
-    options = parser.parse_args(argv)
+    options = parser.read(argv, pairs=1, episodes=100, sample=10)
     if options.sample > options.episodes:
         raise ValueError(
             f"--sample {options.sample} is more than the {options.episodes} episodes that are scored; take fewer"
         )
-    return check_options(options)
+    return options
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,6 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from snail import SNAIL, AttentionBlock, Block, Conv4, Episode, Learner, Stack, TCBlock, serialize
 
-from ..options import OptionParser, whole_number
-from .common import about_run, check_options, compare, largest_difference, write_report
+from ..options import whole_number
+from .common import BenchParser, about_run, compare, largest_difference, write_report
 
 __all__ = ["OneQueryASequence", "main", "markdown_table", "read_again", "read_on"]
 
@@ -178,11 +177,9 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="snail bench sharing",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"""Time on the CPU, in float32, what reading a shared past once gains over reading it anew.
+    parser = BenchParser(
+        "sharing",
+        f"""Time on the CPU, in float32, what reading a shared past once gains over reading it anew.
 
 training step   SNAIL with Conv4 on 28x28 random images: all queries of an episode over one support, against one
                 query a sequence with its own copy of the support; forward, loss, backward and Adam, per query
@@ -192,19 +189,13 @@ The two are first checked to agree, then timed in turn; OMP_NUM_THREADS sets the
 ({torch.get_num_threads()} now). Run it on a machine that does nothing else; only ratios carry over to another.""",
     )
     add, default = parser.add_argument, " (default: %(default)s)"
-    add("--output", type=Path, default="sharing.json", help="file for every number, overwritten" + default)
     add("--pairs", type=whole_number, default=7, help="how often both ways are timed" + default)
     add("--episodes", type=whole_number, help=f"episodes in a batch (default: {CLASSES} // ways)")
     add("--sample_images", type=whole_number, default=1600, help="most images the plain way embeds at once, one query "
         "an episode at least; where all queries need more, a part of them is timed" + default)  # fmt: skip
     add("--length", type=whole_number, default=1000, help="steps of the stream" + default)
     add("--positions", type=whole_number, default=20, help="positions at which the stream is read again" + default)
-    add("--keep_memory", action="store_true", help="let the C library keep freed memory (glibc), for both ways")
-    add("--show", type=Path, help="time nothing; print the table of an earlier output as markdown")
-    add("--quick", action="store_true", help="first setting only, smaller defaults: a trial, not a measurement")
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(pairs=2, episodes=2, length=32, positions=2)
-    return check_options(parser.parse_args(argv))
+    return parser.read(argv, pairs=2, episodes=2, length=32, positions=2)
 
 
 def main(argv: Sequence[str]) -> int:
