@@ -144,8 +144,8 @@ class GradientLearner(Learner):
         per_step_norm: Whether each inner step has batch-norm weights of its own, learned in the outer loop alone, and
             with ``running`` averages of its own (MAML++).
         tasks_at_once: Tasks that are computed together; memory grows with it. By default all on a GPU, and on a CPU as
-            many as are fastest there by the size of their supports (``snail bench maml`` measures it): 8 of 5-way
-            1-shot Omniglot, two of 20-way, one where images are large.
+            many as are fastest there by the size of their supports (``snail bench maml`` measures it): 4 of 5-way
+            1-shot Omniglot, one of 20-way and of large images.
         threads: On a CPU, how many such groups are computed side by side, each on one thread, which is faster than
             several threads on one. By default as many as torch uses; 1 where the network draws random numbers, whose
             order would not be the same twice, or cannot be copied.
@@ -161,7 +161,7 @@ class GradientLearner(Learner):
 
     half_precision = False
     # What is fastest on a CPU: with less of it together the work is in crumbs, with more it leaves the caches.
-    numbers_on_cpu = 32_000  # in the supports of the tasks that are computed together
+    numbers_on_cpu = 16_000  # in the supports of the tasks that are computed together
     strength = 0.0  # half of it times the squared distance to where the loop began is added to the support's loss
     momentum = 0.1  # of the running averages, per meta-step
 

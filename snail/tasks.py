@@ -22,6 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from .second_order import batch_norm, max_pool2d
+
 __all__ = ["Statistics", "batch_norm_layers", "run_tasks", "side_by_side"]
 
 T = TypeVar("T")
@@ -68,7 +70,7 @@ def run_tasks(
 
     def one(own: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Statistics]:
         share = 1.0 if counted is None else counted / len(x)
-        mode = _TaskOperations(network, share, averages, find)
+        mode = _TaskOperations(network, share, averages, find, alone=len(items) == 1)
         with mode:
             output = functional_call(network, {**(shared or {}), **own}, (x,))
         return output, mode.found
@@ -78,7 +80,8 @@ def run_tasks(
         if len(items) > 1:
             outputs: tuple[Tensor, Statistics] = vmap(one, randomness="different")(dict(weights), items)
             return outputs
-        output, found = one({name: weight[0] for name, weight in weights.items()}, items[0])
+        # One task alone is run as it is, which takes fewer calls.
+        output, found = one({name: weight.squeeze(0) for name, weight in weights.items()}, items.squeeze(0))
         return output.unsqueeze(0), {name: (mean[None], var[None]) for name, (mean, var) in found.items()}
 
 
@@ -98,16 +101,18 @@ def _layers_in_evaluation(network: nn.Module) -> Iterator[None]:
 class _TaskOperations(TorchFunctionMode):
     """What some operations mean while a network runs for one task.
 
-    Batch norm is written here with its weights outside of the normalisation: with weights of each task inside,
-    ``vmap`` gives a second derivative that is silently wrong.
+    Batch norm and pooling are those of ``second_order``: with weights of each task torch's own batch norm has a second
+    derivative under ``vmap`` that is silently wrong, and elsewhere a slow one.
     """
 
-    def __init__(self, network: nn.Module, share: float, averages: Statistics | None, find: bool) -> None:
+    def __init__(self, network: nn.Module, share: float, averages: Statistics | None, find: bool, alone: bool) -> None:
         super().__init__()
         self.share = share  # of the items that statistics are taken of; they come first
         self.averages = averages
         self.find = find
+        self.alone = alone
         self.found: Statistics = {}
+        self.channels_last = any(_lies_channels_last(parameter) for parameter in network.parameters())
         # A layer is known by its buffer, which is what the operation is called with.
         self.names = {id(layer.running_mean): name for name, layer in batch_norm_layers(network).items()}
 
@@ -118,6 +123,8 @@ class _TaskOperations(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
+        if func is F.max_pool2d:
+            return max_pool2d(self._laid_out(args[0]), *args[1:], **kwargs, channels_last=self.channels_last)
         if func in (torch.Tensor.contiguous, torch.Tensor.to):  # vmap knows no other memory format than the plain one
             kwargs.pop("memory_format", None)
         if func is F.adaptive_avg_pool2d and args[1:] in ((1,), ((1, 1),)):  # slow under vmap, and the same as this
@@ -136,23 +143,12 @@ class _TaskOperations(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         name = None if running_mean is None else self.names.get(id(running_mean))
-        along_channels = (1, -1) + (1,) * (input.ndim - 2)
         if self.averages is not None:
             if name is None or name not in self.averages:
                 raise ValueError(
                     "batch norm called as a function keeps no averages; take batch_norm='inductive', or make it a layer"
                 )
-            mean, var = self.averages[name]
-            normal = (input - mean.view(along_channels)) * torch.rsqrt(var + eps).view(along_channels)
-        else:
-            normal = self._by_own_statistics(input, name, along_channels, eps)
-        if weight is not None:
-            normal = normal * weight.view(along_channels)
-        return normal if bias is None else normal + bias.view(along_channels)
-
-    def _by_own_statistics(
-        self, input: Tensor, name: str | None, along_channels: tuple[int, ...], eps: float
-    ) -> Tensor:
+            return _normalise(input, *self.averages[name], weight, bias, eps)
         counted = input[: round(self.share * len(input))]
         values = counted.numel() // counted.shape[1]
         if values < 2:
@@ -160,12 +156,33 @@ class _TaskOperations(TorchFunctionMode):
                 f"batch norm has {values} value a channel in a support of {len(counted)} item, of which there are no "
                 f"statistics; give more shots or ways, or take batch_norm='running'"
             )
-        if len(counted) == len(input) and not self.find:
-            return F.batch_norm(input, None, None, None, None, True, 0.0, eps)
-        var, mean = torch.var_mean(counted, [0, *range(2, input.ndim)], correction=0)
+        if len(counted) == len(input):
+            output, mean, var = batch_norm(self._laid_out(input), weight, bias, eps, channels_last=self.channels_last)
+        else:
+            var, mean = torch.var_mean(counted, [0, *range(2, input.ndim)], correction=0)
+            output = _normalise(input, mean, var, weight, bias, eps)
         if self.find and name is not None:
             self.found[name] = mean.detach(), var.detach() * (values / (values - 1))
-        return (input - mean.view(along_channels)) * torch.rsqrt(var + eps).view(along_channels)
+        return output
+
+    def _laid_out(self, maps: Tensor) -> Tensor:
+        """Maps of a task alone; those of several are laid out where ``vmap`` puts them side by side."""
+        alone = self.channels_last and self.alone and maps.ndim == 4
+        return maps.contiguous(memory_format=torch.channels_last) if alone else maps
+
+
+def _lies_channels_last(weight: Tensor) -> bool:
+    """Whether a convolution's weights are laid out so, on a CPU, where it matters."""
+    last = weight.ndim == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    return last and weight.device.type == "cpu"
+
+
+def _normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    along_channels = (1, -1) + (1,) * (x.ndim - 2)
+    normal = (x - mean.view(along_channels)) * torch.rsqrt(var + eps).view(along_channels)
+    if weight is not None:
+        normal = normal * weight.view(along_channels)
+    return normal if bias is None else normal + bias.view(along_channels)
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], threads: int) -> list[T]:
