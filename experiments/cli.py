@@ -117,7 +117,7 @@ def _run(argv: list[str], debug: bool) -> int:
 
 def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
     # Lightning is slow to import; the other commands do without.
-    from .runs import LINKED_KEY, RUNS, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
+    from .runs import LINKED_KEY, RUNS, STARTED_KEY, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
     from .trainer_cli import SnailCLI
 
     if not debug:
@@ -140,10 +140,10 @@ def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
         config = checkpoint_config(content, checkpoint, trust)
         rest, _ = _take(rest, "--config")  # it named the run; the run's own config and the flags count
         rest = ["--config", yaml.safe_dump(config, sort_keys=False), *rest]
-        linked = content.get(LINKED_KEY, {})
-        SnailCLI([command, *rest], name=config.get("name", name), checkpoint=checkpoint, linked=linked)
+        told = {"linked": content.get(LINKED_KEY, {}), "started_from": content.get(STARTED_KEY, {})}
+        SnailCLI([command, *rest], name=config.get("name", name), checkpoint=checkpoint, **told)
         return
-    SnailCLI([command, *rest], name=name)
+    SnailCLI([command, *rest], name=name, trust=trust)
 
 
 def _take(argv: list[str], option: str) -> tuple[list[str], list[str]]:

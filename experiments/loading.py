@@ -13,12 +13,12 @@ from jsonargparse import ArgumentParser
 
 from snail import Learner
 from snail.datasets import EpisodeData
-from snail.files import replacing
+from snail.files import file_hash, replacing
 
 from .options import OptionParser, check_output
-from .runs import LINKED_KEY, checkpoint_config, find_checkpoint, read_checkpoint
+from .runs import LINKED_KEY, checkpoint_config, find_checkpoint, read_checkpoint, training_facts
 
-__all__ = ["Run", "export", "load_run", "main"]
+__all__ = ["Run", "export", "load_run", "main", "start_from"]
 
 ONLY_FOR_TRAINING = ("optimizer_states", "lr_schedulers", "generators", "loops", "MixedPrecision")
 
@@ -62,6 +62,48 @@ def load_run(path: Path | str, *, trust: Iterable[str] = ()) -> Run:
     weights = {key.removeprefix("learner."): value for key, value in content["state_dict"].items()}
     made.learner.load_state_dict(weights)
     return Run(cast(Learner, made.learner).eval(), made.data, checkpoint)
+
+
+def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: Iterable[str] = ()) -> dict[str, Any]:
+    """Give a learner the weights of a run, where names and shapes agree; the others stay as they are.
+
+    So an embedding that one learner was trained with serves another, or a model of 5 ways one of 20.
+
+    Args:
+        learner: Of any class.
+        data: What it will be trained, validated and tested on.
+        path: A run's folder, or a checkpoint.
+        trust: See ``load_run``.
+
+    Returns:
+        The run's name, the checkpoint's hash, the parts of the learner that have its weights, what its training took.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it cannot be read, shares no weight, or was trained on what the learner will be scored on.
+    """
+    run = load_run(path, trust=trust)
+    before, after = run.data, data
+    if before.dataset == after.dataset:
+        if before.split != after.split:
+            raise ValueError(
+                f"{run.checkpoint} was trained on the split {before.split} of {before.dataset}, some of whose classes "
+                f"are validated or tested on in {after.split}; start from a run on the same split"
+            )
+        if before.trained_on and not after.trained_on and after.eval_episodes["val"]:
+            raise ValueError(
+                f"{run.checkpoint} was trained on {before.trained_on}, so that validation would tell nothing; give "
+                f"--data.train_on_validation true, or --data.val_episodes 0"
+            )
+    given, own = run.learner.state_dict(), learner.state_dict()
+    tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
+    taken = {name: given[name] for name in tensors if name in given and given[name].shape == tensors[name].shape}
+    if not taken:
+        raise ValueError(f"no weight of {run.checkpoint} has the name and shape of one of {type(learner).__name__}'s")
+    learner.load_state_dict(taken, strict=False)
+    facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
+    facts["parts"] = list(dict.fromkeys(name.split(".")[0] for name in taken))
+    return facts | training_facts(read_checkpoint(run.checkpoint))
 
 
 def export(path: Path | str, output: Path, *, half: bool = False) -> None:

@@ -27,6 +27,7 @@ from .trust import check_config
 __all__ = [
     "LINKED_KEY",
     "RUNS",
+    "STARTED_KEY",
     "AtomicCheckpointIO",
     "KeepCheckpoints",
     "KeepConfig",
@@ -41,6 +42,7 @@ __all__ = [
 
 RUNS = Path("runs")  # in the folder where the command is given
 LINKED_KEY = "snail_linked"  # where a checkpoint holds the model's arguments that came from the data
+STARTED_KEY = "snail_started_from"  # where it holds which run's weights training began with, if any
 CONFIG_KEY = "snail_config"  # where a checkpoint holds its run's config, as YAML text
 
 
@@ -240,6 +242,7 @@ def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     facts = {"steps": checkpoint.get("global_step"), **{key: state.get(key) for key in ("seconds", "hardware")}}
     if state.get("processes", 1) > 1:
         facts["processes"] = state["processes"]
+    facts["started_from"] = checkpoint.get(STARTED_KEY) or None
     return {key: value for key, value in facts.items() if value is not None}
 
 
@@ -250,12 +253,14 @@ class KeepConfig(Callback):
         run: The run's folder.
         text: The config as YAML.
         linked: The model's arguments that came from the data, which a later command must not change.
+        started_from: What is known of the run whose weights training began with, if any.
     """
 
-    def __init__(self, run: Path, text: str, linked: dict[str, int]) -> None:
+    def __init__(self, run: Path, text: str, linked: dict[str, int], started_from: dict[str, Any]) -> None:
         self.run = run
         self.text = text
         self.linked = linked
+        self.started_from = started_from
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` at once where nothing is trained."""
@@ -272,3 +277,4 @@ class KeepConfig(Callback):
         """Put the config beside the weights."""
         checkpoint[CONFIG_KEY] = self.text
         checkpoint[LINKED_KEY] = self.linked
+        checkpoint[STARTED_KEY] = self.started_from

@@ -30,6 +30,7 @@ from snail.module import FewShot
 from snail.results import merge_results, read_results, results_table
 
 from .levers import bf16_is_fast, keep_memory
+from .loading import start_from
 from .runs import (
     RUNS,
     AtomicCheckpointIO,
@@ -55,6 +56,8 @@ class SnailCLI(LightningCLI):
         name: What to call the run if ``--name`` does not.
         checkpoint: The checkpoint that ``--ckpt_path`` was found to mean.
         linked: The model's ways and shots in that checkpoint; they stay as they are whatever the data's options say.
+        started_from: What that checkpoint tells of the run whose weights its training began with.
+        trust: Packages besides snail, torch and torchvision whose classes another run's config may name.
     """
 
     def __init__(
@@ -64,10 +67,14 @@ class SnailCLI(LightningCLI):
         name: str,
         checkpoint: Path | None = None,
         linked: Mapping[str, int] | None = None,
+        started_from: Mapping[str, Any] | None = None,
+        trust: Sequence[str] = (),
     ) -> None:
         self.default_name = name
         self.checkpoint = checkpoint
         self.linked = linked or {}
+        self.started_from = dict(started_from or {})
+        self.trust = trust
         parser = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             FewShot,
@@ -104,6 +111,12 @@ class SnailCLI(LightningCLI):
         """Options beside those of trainer, model and data; what the model takes from the data."""
         for option, kind, default, description in (
             ("--name", str, self.default_name, "Name of the run; its folder is runs/<name>."),
+            (
+                "--start_from",
+                str | None,
+                None,
+                "A run, or a checkpoint, whose weights a new run begins with where names and shapes agree.",
+            ),
             ("--checkpoint_minutes", float, 1.0, "Minutes between checkpoints within an epoch; 0: after every step."),
             ("--keep_memory", bool, True, "Let the C library keep freed memory (glibc; faster on the CPU)."),
             ("--channels_last", bool, True, "Lay out images and their convolutions channels last (faster)."),
@@ -185,6 +198,9 @@ class SnailCLI(LightningCLI):
             if parameter.ndim == 4:  # of a convolution of images; those of volumes have no such layout
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         self.datamodule.prepare_data()
+        if self.subcommand == "fit" and self.checkpoint is None and self.options.start_from is not None:
+            learner, data = self.model.learner, self.datamodule
+            self.started_from = start_from(learner, data, self.options.start_from, trust=self.trust)
         self._check_episodes()
         settings = self._get(self.config_init, "trainer")
         self.run = self._run_folder(bool(settings["fast_dev_run"]))
@@ -193,7 +209,7 @@ class SnailCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False:
             callbacks.append(RunProgress())
         if keeps and (training or self.checkpoint is None):
-            callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments()))
+            callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments(), self.started_from))
         if keeps and training and settings["enable_checkpointing"] is not False:
             callbacks.append(KeepCheckpoints(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
         kwargs |= {"callbacks": [*_as_list(settings["callbacks"]), *callbacks]}
@@ -282,6 +298,8 @@ class SnailCLI(LightningCLI):
         self.untrained = copy.deepcopy(self.model.learner)
         size = sum(p.numel() for p in self.model.learner.parameters())
         ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
+        if self.started_from:
+            ways += f", begun with {' and '.join(self.started_from['parts'])} of {self.started_from['run']}"
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
             f"({self.datamodule.split}){ways}; {', '.join(self._levers())}; run folder {self.run}"

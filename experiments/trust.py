@@ -20,9 +20,13 @@ __all__ = ["check_config"]
 
 TRUSTED = ("snail", "torch", "torchvision")
 KINDS = (torch.nn.Module, torch.optim.Optimizer, LightningDataModule)
-OPTIONS = {"name", "checkpoint_minutes", "keep_memory", "channels_last"}
+OPTIONS = {"name", "start_from", "checkpoint_minutes", "keep_memory", "channels_last"}
 SECTIONS = {"seed_everything", "trainer", "model", "data", *OPTIONS}
-FREE_TEXT = {"name", "data.init_args.root"}  # never read as the name of anything to import, or as a config
+FREE_TEXT = {
+    "name",
+    "start_from",
+    "data.init_args.root",
+}  # never read as the name of anything to import, or as a config
 DEEPEST = 30
 
 

@@ -197,4 +197,6 @@ def _trained(training: Mapping[str, Any]) -> str:
     published = f" of the paper's {training['published_steps']:,}" if "published_steps" in training else ""
     classes = f", {training['on']}" if "on" in training else ""
     minutes = f"{training['seconds'] / 60:.0f} min on {training['hardware']}"
-    return f"{training['steps']:,}{published} steps{classes}, {minutes}"
+    before = training.get("started_from")
+    began = f", begun with {before['run']} of {_trained(before) or 'unknown training'}" if before else ""
+    return f"{training['steps']:,}{published} steps{classes}, {minutes}{began}"

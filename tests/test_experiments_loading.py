@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from snail import MAML, SNAIL, Conv4, evaluate
-from snail.datasets import Glyphs
+from snail import MAML, SNAIL, Conv4, ProtoNet, evaluate
+from snail.datasets import Glyphs, Omniglot
 from snail.experiments.cli import main
-from snail.experiments.loading import load_run
-from snail.experiments.runs import read_checkpoint
+from snail.experiments.loading import load_run, start_from
+from snail.experiments.runs import read_checkpoint, training_facts
+from snail.files import file_hash
+from snail.results import read_results, results_markdown
 
 KeepRun = Callable[..., Path]
 EMBEDDING = {"class_path": "snail.Conv4", "init_args": {"filters": 4}}
@@ -90,3 +93,88 @@ def test_what_is_exported_is_the_same_learner_and_smaller(
 def test_a_file_that_cannot_be_written_is_refused_beforehand(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--ckpt_path", str(run), "--output", "no/such/folder/best.ckpt"]) == 1
     assert "must name a file in a folder that exists" in capfd.readouterr().err
+
+
+# -- beginning with the weights of another run ---------------------------------------------------------------------
+
+
+def test_a_learner_starts_from_a_runs_weights_where_names_and_shapes_agree(run: Path) -> None:
+    given = load_run(run).learner.state_dict()
+    torch.manual_seed(1)
+    of_more_ways = SNAIL(Conv4(filters=4), 64, ways=7, max_shots=2)
+    before = {name: value.clone() for name, value in of_more_ways.state_dict().items()}
+    facts = start_from(of_more_ways, Glyphs(glyph_seed=3), run)
+    for name, value in of_more_ways.state_dict().items():
+        taken = name in given and given[name].shape == value.shape
+        assert torch.equal(value, given[name] if taken else before[name])
+        assert taken or not name.startswith("embedding.")
+    assert facts["parts"] == ["embedding", "network"]  # its attention writes as many channels as before
+    assert (facts["run"], facts["steps"], facts["checkpoint"]) == ("run", 7, file_hash(run / "best.ckpt"))
+
+
+def test_an_embedding_serves_another_learner(run: Path) -> None:
+    learner = ProtoNet(Conv4(filters=4))
+    assert start_from(learner, Glyphs(glyph_seed=3), run)["parts"] == ["embedding"]
+    assert torch.equal(learner.embedding.layers[0].weight, load_run(run).learner.embedding.layers[0].weight)
+
+
+def test_a_run_that_shares_no_weight_is_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match="has the name and shape of one of MAML's"):
+        start_from(MAML(Conv4(filters=4), 64, ways=2), Glyphs(glyph_seed=3), run)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({"split": "random"}, {"split": "vinyals"}, "was trained on the split random of omniglot"),
+        ({"train_on_validation": True}, {}, "was trained on training and validation characters"),
+        ({"train_on_validation": True}, {"train_on_validation": True}, ""),
+        ({"train_on_validation": True}, {"val_episodes": 0}, ""),
+        ({}, {"train_on_validation": True}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_no_run_starts_from_one_that_has_seen_what_it_is_scored_on(
+    before: dict[str, Any], after: dict[str, Any], said: str, tmp_path: Path, keep_run: KeepRun
+) -> None:
+    data = {"class_path": "snail.datasets.Omniglot", "init_args": before}
+    net = {"class_path": "snail.ProtoNet", "init_args": {"embedding": EMBEDDING}}
+    kept = keep_run(tmp_path / "before", ProtoNet(Conv4(filters=4)), net, data)
+    learner = ProtoNet(Conv4(filters=4))
+    if not said:
+        assert start_from(learner, Omniglot(**after), kept)["parts"] == ["embedding"]
+        return
+    with pytest.raises(ValueError, match=said):
+        start_from(learner, Omniglot(**after), kept)
+    assert start_from(learner, Glyphs(), kept)["parts"] == ["embedding"]  # another data set has other classes
+
+
+def test_fit_starts_from_a_run_and_every_record_tells_of_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["--trainer.max_epochs=1", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=2"]
+    quick += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--keep_memory=false", "--data.glyph_seed=3"]
+    quick += ["--model.learner.embedding.filters=4", "--model.optimizer.lr=0", "--data.queries=1"]
+    assert main(["fit", "--name=after", f"--start_from={run}", *quick]) == 0
+    assert ", begun with embedding and network of run;" in capfd.readouterr().out
+    kept = read_checkpoint(Path("runs/after/last.ckpt"))
+    began = training_facts(kept)["started_from"]
+    assert (began["run"], began["steps"]) == ("run", 7)
+    given = load_run(run).learner.state_dict()["embedding.layers.0.weight"]
+    assert torch.equal(kept["state_dict"]["learner.embedding.layers.0.weight"], given)  # the rate is 0
+    shutil.rmtree(run)  # to go on, and to be scored, a run needs no other
+    assert main(["fit", "--ckpt_path=runs/after", "--trainer.max_epochs=2"]) == 0
+    assert training_facts(read_checkpoint(Path("runs/after/last.ckpt")))["started_from"] == began
+    records = [r for r in read_results([Path("runs/after/results.json")]) if "training" in r]
+    assert records and all(record["training"]["started_from"] == began for record in records)
+    assert ", begun with run of unknown training" in results_markdown(records)
+
+
+def test_starting_from_what_is_not_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--start_from=runs/none"]) == 1
+    assert "runs/none does not exist" in capfd.readouterr().err
+    assert not Path("runs").exists()

@@ -148,12 +148,14 @@ def test_tables_of_nothing_say_so() -> None:
 
 def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_setting() -> None:
     training = {"steps": 3500, "seconds": 2520.4, "hardware": "a processor"}
+    later = training | {"started_from": {"run": "embedding", "steps": 10, "seconds": 60, "hardware": "two processors"}}
     snail = {"dataset": "omniglot", "split": "vinyals/test", "training": training}
     records = [
         row(),
         row(**snail, ways=20, shots=1, accuracy=93.0),
         row(**snail, ways=5, shots=5, accuracy=98.765, ci95=0.125, published="99.78 ± 0.09"),
         row(**snail, ways=5, shots=5, accuracy=97.0, learner="MAML", inner_steps=3, batch_norm="transductive"),
+        row(**snail | {"training": later}, ways=5, shots=5, accuracy=96.0),
     ]
     assert results_markdown(records).splitlines() == [
         "**made-up all/test**: accuracy in % ± 95 % interval",
@@ -169,6 +171,8 @@ def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_set
         "| SNAIL |  | 98.77 ± 0.12 (99.78 ± 0.09) | 93.00 ± 1.00 | inductive | 100 | "
         "3,500 steps, 42 min on a processor |",
         "| MAML | 3 | 97.00 ± 1.00 |  | transductive | 100 | 3,500 steps, 42 min on a processor |",
+        "| SNAIL |  | 96.00 ± 1.00 |  | inductive | 100 | 3,500 steps, 42 min on a processor, "
+        "begun with embedding of 10 steps, 1 min on two processors |",
     ]
 
 
