@@ -117,6 +117,8 @@ def _run(argv: list[str], debug: bool) -> int:
 
 def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
     # Lightning is slow to import; the other commands do without.
+    from snail.pretrained import WEIGHTS
+
     from .runs import LINKED_KEY, RUNS, STARTED_KEY, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
     from .trainer_cli import SnailCLI
 
@@ -136,6 +138,8 @@ def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
         path = latest_run(RUNS, names[-1] if names else name) if by_name else Path(given[-1])
         prefer = "last.ckpt" if command == "fit" or given[-1] == "last" else "best.ckpt"
         checkpoint = find_checkpoint(path, prefer=prefer)
+        if command == "fit" and checkpoint.name == WEIGHTS:
+            raise ValueError(f"{checkpoint} holds weights only; a run can begin with them: --start_from {checkpoint}")
         content = read_checkpoint(checkpoint)
         config = checkpoint_config(content, checkpoint, trust)
         rest, _ = _take(rest, "--config")  # it named the run; the run's own config and the flags count
@@ -146,7 +150,7 @@ def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
     SnailCLI([command, *rest], name=name, trust=trust)
 
 
-def _take(argv: list[str], option: str) -> tuple[list[str], list[str]]:
+def _take(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
     """Take ``option VALUE`` and ``option=VALUE`` out of a command line: what is left, and the values."""
     left, values, rest = [], [], iter(argv)
     for arg in rest:
@@ -211,14 +215,23 @@ def list_results(argv: Sequence[str]) -> str:
     """The results of runs (by default of all that ship with the package) as a table.
 
     Args:
-        argv: Runs' folders or ``results.json`` files; ``--markdown`` for tables to paste, a line for each run.
+        argv: Runs' folders or ``results.json`` files; ``--markdown`` for tables to paste, a line for each run;
+            ``--picture FILE`` to draw them too.
     """
+    argv, pictures = _take(argv, "--picture")
     if unknown := [arg for arg in argv if arg.startswith("-") and arg != "--markdown"]:
-        raise ValueError(f"there is no option {unknown[0]}; it is snail results [--markdown] [RUN ...]")
+        raise ValueError(
+            f"there is no option {unknown[0]}; it is snail results [--markdown] [--picture FILE] [RUN ...]"
+        )
     paths = [Path(arg) for arg in argv if not arg.startswith("-")] or sorted(SHIPPED.glob("results/*/results.json"))
-    records = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
+    found = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
+    records = [with_published(record) for record in found]
+    for picture in pictures:
+        from .pictures import draw_results
+
+        draw_results(records, Path(picture))
     show = results_markdown if "--markdown" in argv else results_table
-    return show(map(with_published, records))
+    return show(records)
 
 
 def _one_sentence(error: Exception) -> str:

@@ -13,14 +13,21 @@ from jsonargparse import ArgumentParser
 
 from snail import Learner
 from snail.datasets import EpisodeData
-from snail.files import file_hash, replacing
+from snail.files import file_hash
+from snail.pretrained import WEIGHTS, Weights
 
 from .options import OptionParser, check_output
-from .runs import LINKED_KEY, checkpoint_config, find_checkpoint, read_checkpoint, training_facts
+from .runs import (
+    LINKED_KEY,
+    about_weights,
+    checkpoint_config,
+    config_in,
+    find_checkpoint,
+    read_checkpoint,
+    training_facts,
+)
 
 __all__ = ["Run", "export", "load_run", "main", "start_from"]
-
-ONLY_FOR_TRAINING = ("optimizer_states", "lr_schedulers", "generators", "loops", "MixedPrecision")
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,9 @@ def load_run(path: Path | str, *, trust: Iterable[str] = ()) -> Run:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Learner, "learner")
     parser.add_subclass_arguments(EpisodeData, "data")
-    learner, data = dict(config["model"]["learner"]), config["data"]
-    learner["init_args"] = {**learner.get("init_args", {}), **content.get(LINKED_KEY, {})}  # what the data told it
+    learner = _described(config, content)
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    made = instantiate(parser.parse_object({"learner": learner, "data": data}))
+    made = instantiate(parser.parse_object({"learner": learner, "data": config["data"]}))
     weights = {key.removeprefix("learner."): value for key, value in content["state_dict"].items()}
     made.learner.load_state_dict(weights)
     return Run(cast(Learner, made.learner).eval(), made.data, checkpoint)
@@ -106,38 +112,44 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
     return facts | training_facts(read_checkpoint(run.checkpoint))
 
 
-def export(path: Path | str, output: Path, *, half: bool = False) -> None:
-    """Write a checkpoint without what only training needs: weights, config and what training took.
+def _described(config: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """``class_path`` and ``init_args`` of a run's learner, with what the data told it."""
+    learner = dict(config["model"]["learner"])
+    return learner | {"init_args": {**learner.get("init_args", {}), **checkpoint.get(LINKED_KEY, {})}}
 
-    Such a file is a checkpoint like any other, to be scored and to predict with; a run cannot go on from it.
+
+def export(path: Path | str, output: Path, *, half: bool = False) -> None:
+    """Write a run's weights, with its config and what training took, as safetensors.
+
+    Such a file is scored and predicts like a checkpoint, ``Learner.from_pretrained`` reads it, and a run can begin with
+    it (``start_from``) but not go on from it.
 
     Args:
         path: A run's folder, or a checkpoint.
         output: The file to write.
         half: Whether weights are rounded to half precision, half the size; accuracies are then those of the rounded.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it cannot be read or holds no config.
     """
-    content = read_checkpoint(find_checkpoint(Path(path), prefer="best.ckpt"))
-    kept: dict[str, Any] = {key: value for key, value in content.items() if key not in ONLY_FOR_TRAINING}
-    if half:
-        kept["state_dict"] = {key: _halved(value) for key, value in content["state_dict"].items()}
-    with replacing(output, "wb") as file:
-        torch.save(kept, file)
-
-
-def _halved(value: Any) -> Any:
-    return value.half() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+    checkpoint = find_checkpoint(Path(path), prefer="best.ckpt")
+    content = read_checkpoint(checkpoint)
+    weights = {key.removeprefix("learner."): value for key, value in content["state_dict"].items()}
+    learner = _described(config_in(content, checkpoint), content)
+    Weights(weights, learner, about_weights(content)).write(output, half=half)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OptionParser(
         prog="snail export",
         allow_abbrev=False,
-        description="""Write a run's checkpoint without what only training needs, to be kept or handed on. It can be
-scored and predict like any other; a run cannot go on from it.""",
+        description="""Write weights, config and what training took of a run as safetensors, to be kept or handed on,
+scored, predicted with, to begin another run with (--start_from), and for from_pretrained in Python.""",
     )
     add = parser.add_argument
     add("--ckpt_path", required=True, metavar="RUN", help="a run's folder, or a checkpoint")
-    add("--output", type=Path, required=True, metavar="FILE", help="file to write, such as somewhere/best.ckpt")
+    add("--output", type=Path, required=True, metavar="FILE", help=f"file to write, such as somewhere/{WEIGHTS}")
     add("--half", action="store_true", help="round weights to half precision: half the size")
     options = parser.parse_args(argv)
     check_output(options.output)

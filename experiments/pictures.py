@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+from matplotlib.ticker import LogLocator
 
 from snail import Episode
 from snail.datasets import Episodes
 from snail.evaluation import METRICS, as_parameters, metric_in
 from snail.learner import Learner
+from snail.results import learner_label
 
 __all__ = [
     "draw_answers",
@@ -24,6 +28,8 @@ __all__ = [
     "draw_images",
     "draw_learning_curve",
     "draw_precisions",
+    "draw_results",
+    "results_hash",
 ]
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
@@ -274,3 +280,65 @@ def draw_precisions(runs: Sequence[Mapping[str, Any]], picture: Path) -> None:
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)
+
+
+def draw_results(records: Sequence[Mapping[str, Any]], picture: Path) -> None:
+    """How often each learner errs in each setting, beside the published figure, with 95 % intervals.
+
+    Args:
+        records: Those with an accuracy are drawn; what is published of one stands in it.
+        picture: The PNG to write.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    drawn = [record for record in records if "accuracy" in record]
+    if not drawn:
+        raise ValueError("there is no accuracy among the results, so there is nothing to draw")
+    data = {(r["dataset"], r["split"]): None for r in drawn}
+    lines = {(*where, learner_label(r)): r for where in data for r in drawn if (r["dataset"], r["split"]) == where}
+    place = {line: -i for i, line in enumerate(lines)}
+    short = [(dataset, split, record["learner"]) for (dataset, split, _), record in lines.items()]
+    names = [  # the learner's alone, unless there are two of them
+        f"{name if short.count((dataset, split, name)) == 1 else label}, {dataset} {split.removesuffix('/test')}"
+        for (dataset, split, label), (_, _, name) in zip(lines, short, strict=True)
+    ]
+    settings = sorted({(r["ways"], r["shots"]) for r in drawn})
+    figure = Figure(figsize=(2.4 * len(settings) + 3, 0.24 * len(lines) + 1.4), layout="constrained")
+    grid = figure.subplots(1, len(settings), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (ways, shots) in zip(grid, settings, strict=True):
+        here = [r for r in drawn if (r["ways"], r["shots"]) == (ways, shots)]
+        for record in here:
+            y = place[record["dataset"], record["split"], learner_label(record)]
+            ours = 100 - record["accuracy"], record["ci95"]
+            _score_with_interval(axes, *ours, y, color=BLUE, fmt="o", label="here")
+            if record.get("published"):
+                figure_, _, interval = record["published"].partition(" ± ")
+                style = {"color": ORANGE, "fmt": "D", "markerfacecolor": "white", "label": "published"}
+                _score_with_interval(axes, 100 - float(figure_), float(interval or 0), y, **style)
+        axes.set(xscale="log", title=f"{ways}-way {shots}-shot", xlabel="error, %")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(lambda number, _: f"{number:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+        axes.tick_params(length=0, labelsize=8)
+    grid[0].set_yticks(list(place.values()), names)
+    shown: dict[str, Any] = {}
+    for axes in grid:
+        shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(shown.values()), list(shown), loc="outside upper left", ncols=2, frameon=False)
+    figure.savefig(picture, dpi=120, metadata={"Source": results_hash(records)})
+
+
+def results_hash(records: Sequence[Mapping[str, Any]]) -> str:
+    """What a picture of results carries in its ``Source``, so that it can be told whether it is of these."""
+    told = ("dataset", "split", "learner", "note", "ways", "shots", "accuracy", "ci95", "published")
+    drawn = [[record.get(key) for key in told] for record in records if "accuracy" in record]
+    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+
+
+def _score_with_interval(axes: Axes, error: float, interval: float, y: float, **style: Any) -> None:
+    error, least = max(error, 0.02), 0.01  # a logarithmic axis has no zero
+    low = min(interval, error - least)
+    axes.errorbar(error, y, xerr=[[low], [interval]], markersize=4, linewidth=1, **style)

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from snail.evaluation import METRICS, Metric, hardware, metric_in
 from snail.files import replacing
+from snail.pretrained import WEIGHTS, Weights
 
 from .trust import check_config
 
@@ -31,8 +32,10 @@ __all__ = [
     "AtomicCheckpointIO",
     "KeepCheckpoints",
     "KeepConfig",
+    "about_weights",
     "best_score",
     "checkpoint_config",
+    "config_in",
     "find_checkpoint",
     "latest_run",
     "new_run",
@@ -44,6 +47,8 @@ RUNS = Path("runs")  # in the folder where the command is given
 LINKED_KEY = "snail_linked"  # where a checkpoint holds the model's arguments that came from the data
 STARTED_KEY = "snail_started_from"  # where it holds which run's weights training began with, if any
 CONFIG_KEY = "snail_config"  # where a checkpoint holds its run's config, as YAML text
+TELLING = (CONFIG_KEY, LINKED_KEY, STARTED_KEY, "global_step", "epoch", "pytorch-lightning_version")
+"""What a checkpoint tells of its weights, in plain values, beside what validation and time it took."""
 
 
 def new_run(root: Path, name: str) -> Path:
@@ -91,10 +96,10 @@ def find_checkpoint(path: Path, *, prefer: str) -> Path:
     """
     if path.is_file():
         return path
-    for name in (prefer, "best.ckpt", "last.ckpt"):
+    for name in (prefer, "best.ckpt", "last.ckpt", WEIGHTS):
         if (path / name).is_file():
             return path / name
-    what = "holds no best.ckpt or last.ckpt" if path.is_dir() else "does not exist"
+    what = f"holds no best.ckpt, last.ckpt or {WEIGHTS}" if path.is_dir() else "does not exist"
     raise FileNotFoundError(
         f"{path} {what}; --ckpt_path takes a run's folder, such as runs/glyphs_5way, or a checkpoint"
     )
@@ -109,6 +114,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix == Path(WEIGHTS).suffix:
+        weights = Weights.read(path)
+        return {"state_dict": {f"learner.{name}": value for name, value in weights.state.items()}, **weights.about}
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
@@ -119,6 +127,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict")
     return content
+
+
+def config_in(checkpoint: dict[str, Any], path: Path) -> Any:
+    """The config in a checkpoint as it is; what it names is not to be acted on (``checkpoint_config`` looks at it).
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
+    text = checkpoint.get(CONFIG_KEY)
+    if not isinstance(text, str):
+        raise ValueError(f"{path} holds no config of a snail run; it was written by another program")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"the config in {path} cannot be read ({type(error).__name__}); use another checkpoint"
+        ) from error
 
 
 def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[str] = ()) -> dict[str, Any]:
@@ -132,16 +157,7 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, trust: Iterable[st
     Raises:
         ValueError: If there is no config, or it is not to be trusted.
     """
-    text = checkpoint.get(CONFIG_KEY)
-    if not isinstance(text, str):
-        raise ValueError(f"{path} holds no config of a snail run; it was written by another program")
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"the config in {path} cannot be read ({type(error).__name__}); use another checkpoint"
-        ) from error
-    return check_config(config, path, trust)
+    return check_config(config_in(checkpoint, path), path, trust)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -234,6 +250,13 @@ def best_score(checkpoint: dict[str, Any]) -> tuple[Metric, float]:
     """The validation score that a ``best.ckpt`` was kept for."""
     state = checkpoint["callbacks"][KeepCheckpoints.__qualname__]
     return METRICS[state["metric"]], state["best"]
+
+
+def about_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a checkpoint beside its weights where a run will not go on from it."""
+    told = {key: checkpoint[key] for key in TELLING if key in checkpoint}
+    state = checkpoint.get("callbacks", {}).get(KeepCheckpoints.__qualname__)
+    return told | ({"callbacks": {KeepCheckpoints.__qualname__: state}} if state else {})
 
 
 def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:

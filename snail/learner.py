@@ -6,13 +6,18 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``c`` c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .episodes import Episode
+from .pretrained import Weights, build, find_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["EmbeddingLearner", "Learner", "answer_loss", "name_network", "precise"]
 
@@ -37,6 +42,26 @@ class Learner(nn.Module, ABC):
 
     max_shots: int | None = None
     """The most examples of a class that it takes; ``None`` if it takes any number."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+        """A trained learner of this class, in evaluation mode, on the CPU.
+
+        Args:
+            name_or_path: A ``weights.safetensors`` (``snail export`` writes one), its folder, or the name of a result
+                that ships with a checkout of the repository, such as ``omniglot_random_5way``.
+
+        Raises:
+            FileNotFoundError: If there is no such file; weights are not part of the wheel.
+            ValueError: If it cannot be read, or holds another learner.
+        """
+        path = find_weights(name_or_path)
+        weights = Weights.read(path)
+        learner = build(weights.learner)
+        if not isinstance(learner, cls):
+            raise ValueError(f"{path} holds the weights of {type(learner).__name__}, not of {cls.__name__}")
+        learner.load_state_dict(weights.state)
+        return learner.eval()
 
     @property
     def batch_norm(self) -> str:

@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from snail import SNAIL, Episode, FewShot, evaluate
 from snail.datasets import Glyphs
 from snail.experiments import cli, runs, trainer_cli
 from snail.experiments.cli import main
+from snail.experiments.pictures import results_hash
+from snail.experiments.published import with_published
 from snail.files import file_hash
-from snail.results import record_text
+from snail.results import read_results, record_text
 
 SMALL = [
     *("--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.precision=32-true"),
@@ -528,3 +531,19 @@ def test_a_network_without_such_a_layout_trains_too(here: Path) -> None:
     small = [arg for arg in SMALL if "embedding" not in arg]
     embedding = [f"--model.learner.embedding={Volumes.__module__}.Volumes", "--model.learner.embedding_dim=8"]
     assert main(["fit", *small, *embedding, "--trainer.max_epochs=1", "--data.val_episodes=0"]) == 0
+
+
+def test_results_are_drawn(trained: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = trained / "runs" / "small"
+    assert main(["results", "--picture=drawn.png", str(run)]) == 0
+    records = [with_published(record) for record in read_results([run / "results.json"])]
+    with Image.open("drawn.png") as picture:
+        assert picture.width > 300 and picture.info["Source"] == results_hash(records)
+    other = [records[0] | {"accuracy": records[0]["accuracy"] + 1}, *records[1:]]
+    assert results_hash(other) != results_hash(records)
+    assert "needs a value" in fails(["results", "--picture"], capfd)
+    assert "there is no option --image=x.png; it is snail results [--markdown] [--picture FILE]" in fails(
+        ["results", "--image=x.png"], capfd
+    )
+    Path("none.json").write_text("[]")
+    assert "no accuracy among the results" in fails(["results", "--picture=none.png", "none.json"], capfd)

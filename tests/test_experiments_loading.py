@@ -16,6 +16,7 @@ from snail.experiments.cli import main
 from snail.experiments.loading import load_run, start_from
 from snail.experiments.runs import read_checkpoint, training_facts
 from snail.files import file_hash
+from snail.pretrained import WEIGHTS
 from snail.results import read_results, results_markdown
 
 KeepRun = Callable[..., Path]
@@ -75,7 +76,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path, keep_run: KeepRun, cap
 def test_what_is_exported_is_the_same_learner_and_smaller(
     half: bool, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "kept" / "best.ckpt"
+    output = tmp_path / "kept" / WEIGHTS
     output.parent.mkdir()
     assert main(["export", "--ckpt_path", str(run), "--output", str(output), *["--half"] * half]) == 0
     assert capfd.readouterr().out.startswith(f"{output}: ")
@@ -88,10 +89,34 @@ def test_what_is_exported_is_the_same_learner_and_smaller(
     assert output.stat().st_size < (run / "best.ckpt").stat().st_size / (2 if half else 1)
     assert main(["test", "--ckpt_path", str(output.parent)]) == 0
     assert (output.parent / "results.json").exists()
+    loaded = SNAIL.from_pretrained(output.parent)
+    assert not loaded.training and (loaded.ways, loaded.max_shots) == (3, 2)
+    assert all(torch.equal(value, new[key]) for key, value in loaded.state_dict().items())
+    assert start_from(ProtoNet(Conv4(filters=4)), Glyphs(glyph_seed=3), output)["steps"] == 7
+    assert main(["fit", "--ckpt_path", str(output)]) == 1
+    assert "holds weights only; a run can begin with them: --start_from" in capfd.readouterr().err
+
+
+def test_what_is_exported_of_training_is_told_with_every_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["--trainer.max_epochs=1", "--data.steps_per_epoch=1", "--data.batch_size=1", "--data.val_episodes=2"]
+    quick += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--model.learner.embedding.filters=4"]
+    assert main(["fit", "--name=one", "--keep_memory=false", *quick]) == 0
+    trained, scored = Path("runs/one"), Path("weights")
+    scored.mkdir()
+    assert main(["export", "--ckpt_path=runs/one", f"--output={scored / WEIGHTS}"]) == 0
+    assert main(["test", "--ckpt_path=weights"]) == 0
+    before, after = ([r for r in read_results([f / "results.json"]) if "training" in r] for f in (trained, scored))
+    assert [r["training"] for r in after] == [r["training"] for r in before]
+    assert [(r["accuracy"], r["shots"]) for r in after] == [(r["accuracy"], r["shots"]) for r in before]
+    assert {r["checkpoint"] for r in after} == {file_hash(scored / WEIGHTS)}
+    assert isinstance(SNAIL.from_pretrained("weights"), SNAIL)
 
 
 def test_a_file_that_cannot_be_written_is_refused_beforehand(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--ckpt_path", str(run), "--output", "no/such/folder/best.ckpt"]) == 1
+    assert main(["export", "--ckpt_path", str(run), "--output", f"no/such/folder/{WEIGHTS}"]) == 1
     assert "must name a file in a folder that exists" in capfd.readouterr().err
 
 

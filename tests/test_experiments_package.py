@@ -40,6 +40,36 @@ def test_importing_the_blocks_does_not_import_lightning() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_importing_the_library_changes_nothing_in_the_process() -> None:
+    code = """
+import logging, os, random, sys, warnings
+import numpy, torch
+import lightning.pytorch, matplotlib, jsonargparse  # what these change at import is not ours
+
+def state():
+    return {
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "precision": (torch.get_default_dtype(), torch.get_float32_matmul_precision()),
+        "backends": (torch.backends.mkldnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.enabled),
+        "modes": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()),
+        "algorithms": torch.are_deterministic_algorithms_enabled(),
+        "generators": (torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()),
+        "environment": dict(os.environ),
+        "warnings": list(warnings.filters),
+        "loggers": [logging.getLogger(name).level for name in (None, "lightning", "lightning.pytorch", "torch")],
+        "hooks": (sys.excepthook, sys.getrecursionlimit(), numpy.geterr()),
+    }
+
+before = state()
+import snail, snail.datasets, snail.experiments.cli, snail.experiments.trainer_cli, snail.experiments.predict
+assert snail.FewShot
+after = state()
+assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("room", "never"), [("snail", ("snail.datasets", "snail.experiments")), ("datasets", ("snail.experiments",))]
 )
@@ -66,6 +96,6 @@ def test_a_wheel_holds_every_file_of_the_tree(tmp_path: Path) -> None:
         f"{place}/{path.relative_to(source / room).as_posix()}"
         for room, place in ROOMS.items()
         for path in (source / room).rglob("*")
-        if path.is_file() and path.name != "README.md" and path.suffix != ".ckpt"  # those stay in the repository
+        if path.is_file() and path.name != "README.md" and path.suffix != ".safetensors"  # those stay in the repository
     }
     assert packed == tree

@@ -16,10 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from snail import SNAIL, Conv4
-from snail.datasets import mini_imagenet
+from snail import SNAIL, Conv4, Learner, evaluate
+from snail.datasets import Omniglot, mini_imagenet
 from snail.experiments.bench.command import KINDS
 from snail.experiments.cli import SHIPPED, main
+from snail.experiments.loading import load_run
+from snail.experiments.pictures import results_hash
+from snail.experiments.published import with_published
+from snail.files import file_hash
+from snail.pretrained import WEIGHTS
+from snail.results import read_results
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -149,6 +155,35 @@ def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> No
                 assert record[key] is not None
             assert (record["ways"] is None) == ("mse" in record)  # regression alone has no ways
             assert record["ci95"] > 0 and record["batch_norm"] and record["hardware"] and record["versions"]
+
+
+def test_the_picture_of_the_results_is_of_these_results() -> None:
+    records = [with_published(record) for record in read_results(sorted(SHIPPED.glob("results/*/results.json")))]
+    with Image.open(SHIPPED / "results" / "results.png") as picture:
+        assert picture.info["Source"] == results_hash(records)
+    assert "](experiments/results/results.png)" in README
+
+
+KEPT = sorted(SHIPPED.glob(f"results/*/{WEIGHTS}"))
+
+
+@pytest.mark.parametrize("weights", KEPT, ids=[path.parent.name for path in KEPT])
+def test_kept_weights_are_those_that_were_scored(weights: Path, omniglot_root: Path) -> None:
+    records = read_results([weights.parent / "results.json"])
+    assert {record["checkpoint"] for record in records} == {file_hash(weights)}
+    run = load_run(weights)
+    if records[0]["dataset"] != "omniglot":
+        return
+    learner = Learner.from_pretrained(weights)
+    data = Omniglot(omniglot_root, split=run.data.split)
+    for record in records:
+        shape = {key: record[key] for key in ("ways", "shots", "queries", "seed")}
+        score = evaluate(learner, data.episodes("test", **shape, count=400))
+        assert abs(score.mean - record["accuracy"]) < 2.5 * score.ci95 + 0.1, record
+
+
+def test_kept_weights_are_small_enough_for_a_repository() -> None:
+    assert sum(path.stat().st_size for path in KEPT) < 64e6
 
 
 @pytest.mark.parametrize("kind", KINDS)
