@@ -175,6 +175,8 @@ class ImageData(EpisodeData):
     Args:
         ways: Classes in an episode.
         train_ways: Classes in a training episode, for learners that take any number; as many as ``ways`` if not given.
+        fixed_labels: Whether each training class keeps one label in all episodes instead of a new one in each: a trap,
+            to be seen (``snail bench ablation`` shows it).
         **kwargs: See ``EpisodeData``.
     """
 
@@ -183,9 +185,10 @@ class ImageData(EpisodeData):
     ink = False
     """Whether images are drawings, their ink 1 on 0; they are shown dark on light."""
 
-    def __init__(self, ways: int = 5, train_ways: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, ways: int = 5, train_ways: int | None = None, fixed_labels: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ways, self.train_ways = ways, ways if train_ways is None else train_ways
+        self.fixed_labels = fixed_labels
         self._images: dict[str, Images] = {}
 
     @abstractmethod
@@ -204,7 +207,10 @@ class ImageData(EpisodeData):
         """See ``EpisodeData.sampler``."""
         name = f"{self.dataset}/{self.split_name(part)}"
         ways = self.ways if ways is None else ways
-        return EpisodeSampler(self.images(part), name, ways=ways, shots=shots, queries=queries, seed=seed)
+        fixed = self.fixed_labels and part == "train"
+        return EpisodeSampler(
+            self.images(part), name, ways=ways, shots=shots, queries=queries, seed=seed, fixed_labels=fixed
+        )
 
     def images(self, part: str) -> Images:
         """The images of ``train``, ``val`` or ``test``, loaded once.

@@ -74,12 +74,24 @@ class EpisodeSampler(Sampler):
         shots: Support images k of each class.
         queries: Query images of each class; an episode has ``q = ways * queries``.
         seed: Any integer from 0.
+        fixed_labels: Whether each class keeps one label in all episodes, which a learner can then know by heart instead
+            of reading the support: a trap, to be seen.
 
     Raises:
         ValueError: If the split has too few classes, or a class too few images, or a size is not positive.
     """
 
-    def __init__(self, images: Images, name: str, *, ways: int, shots: int, queries: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        name: str,
+        *,
+        ways: int,
+        shots: int,
+        queries: int,
+        seed: int,
+        fixed_labels: bool = False,
+    ) -> None:
         hash = split_hash(images.class_names)
         super().__init__(name, hash, ways=ways, shots=shots, queries=queries, seed=seed)
         if ways > len(images.class_names):
@@ -90,7 +102,7 @@ class EpisodeSampler(Sampler):
                 f"{shots} shots and {queries} queries need {shots + queries} images a class, but class "
                 f"{images.class_names[scarcest]!r} of {name!r} has {images.counts[scarcest]}"
             )
-        self.ways = ways
+        self.ways, self.fixed_labels = ways, fixed_labels
         self._key = generator_key(f"{name}|{hash}|{ways}|{shots}|{queries}|{seed}")
         self._counts = np.array(images.counts, dtype=np.uint64)
         self._first = np.concatenate([[0], np.cumsum(self._counts)[:-1]]).astype(np.int64)
@@ -107,7 +119,7 @@ class EpisodeSampler(Sampler):
         for_classes, for_images, for_support, for_queries = np.split(
             numbers[:, : sum(self._uses)], np.cumsum(self._uses)[:-1], axis=1
         )
-        classes = _distinct(for_classes, np.full(b, len(self._counts), dtype=np.uint64), n)  # (b, n)
+        classes = self._classes(for_classes)  # (b, n)
         chosen = _distinct(for_images.reshape(b, n, -1), self._counts[classes], k + self.queries)
         chosen += self._first[classes][..., None]  # (b, n, k + queries), now indices into the pool
         labels = np.broadcast_to(np.arange(n)[:, None], chosen.shape)
@@ -115,6 +127,15 @@ class EpisodeSampler(Sampler):
         query = _shuffled(chosen[..., k:], labels[..., k:], for_queries)
         support_x, support_y, query_x, query_y = map(torch.from_numpy, (*support, *query))
         return Episode(support_x, support_y, query_x, query_y, n)
+
+    def _classes(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Random numbers ``(b, n)`` to the classes ``(b, n)`` that carry labels 0 to n - 1."""
+        b, n, classes = len(numbers), self.ways, len(self._counts)
+        if not self.fixed_labels:
+            return _distinct(numbers, np.full(b, classes, dtype=np.uint64), n)
+        label = np.arange(n)  # is carried by classes label, label + n, label + 2 n ...
+        carriers = ((classes - label - 1) // n + 1).astype(np.uint64)
+        return label + n * (numbers % carriers).astype(np.int64)
 
 
 def _distinct(numbers: NDArray[np.uint64], sizes: NDArray[np.uint64], count: int) -> NDArray[np.int64]:

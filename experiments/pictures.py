@@ -21,6 +21,7 @@ from snail.learner import Learner
 from snail.results import learner_label
 
 __all__ = [
+    "draw_ablation",
     "draw_answers",
     "draw_curves",
     "draw_episodes",
@@ -282,6 +283,38 @@ def draw_precisions(runs: Sequence[Mapping[str, Any]], picture: Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
+def draw_ablation(variants: Sequence[Mapping[str, Any]], picture: Path) -> None:
+    """How often each variant of a training errs in the end, on new classes and on those it was trained on.
+
+    Args:
+        variants: Each with its ``name``, the accuracies ``by_shots`` and ``on_training_classes`` in percent.
+        picture: The PNG to write.
+    """
+    figure = Figure(figsize=(9, 0.3 * len(variants) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = [-i for i in range(len(variants))]
+    for shots, color in (("1", BLUE), ("5", ORANGE)):
+        errors = [max(0.02, 100 - variant["by_shots"][shots][-1]) for variant in variants]
+        axes.plot(errors, places, "o", color=color, label=f"new classes, {shots}-shot")
+        axes.axvline(errors[0], color=color, linestyle=":", linewidth=1)
+    seen = [max(0.02, 100 - variant["on_training_classes"]) for variant in variants]
+    axes.plot(seen, places, "D", color=GREY, markerfacecolor="white", label="training classes")
+    _error_axis(axes)
+    axes.set_yticks(places, [variant["name"] for variant in variants])
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+def _error_axis(axes: Axes) -> None:
+    axes.set(xscale="log", xlabel="error, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(lambda number, _: f"{number:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+    axes.tick_params(length=0, labelsize=8)
+
+
 def draw_results(records: Sequence[Mapping[str, Any]], picture: Path) -> None:
     """How often each learner errs in each setting, beside the published figure, with 95 % intervals.
 
@@ -316,13 +349,8 @@ def draw_results(records: Sequence[Mapping[str, Any]], picture: Path) -> None:
                 figure_, _, interval = record["published"].partition(" ± ")
                 style = {"color": ORANGE, "fmt": "D", "markerfacecolor": "white", "label": "published"}
                 _score_with_interval(axes, 100 - float(figure_), float(interval or 0), y, **style)
-        axes.set(xscale="log", title=f"{ways}-way {shots}-shot", xlabel="error, %")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter(lambda number, _: f"{number:g}")
-        axes.xaxis.set_minor_formatter("")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-        axes.tick_params(length=0, labelsize=8)
+        axes.set_title(f"{ways}-way {shots}-shot")
+        _error_axis(axes)
     grid[0].set_yticks(list(place.values()), names)
     shown: dict[str, Any] = {}
     for axes in grid:

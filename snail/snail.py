@@ -35,6 +35,7 @@ class SNAIL(EmbeddingLearner):
         max_shots: Most examples of a class the network is built for; one model serves every shot up to it. Taken
             from the data on the command line.
         dilation_start: First dilation of the temporal convolutions: 1 sees every step, 2 is the paper's printed one.
+        layers: ``all`` as in the paper; ``attention`` or ``convolutions`` leaves the others out, to see what they do.
         prototype_loss: Weight of a second loss in training, the prototypical one on the embedding of the same
             episodes. The paper has none (0); it leaves the way that SNAIL answers as it is.
         prototypes: Which prototypes the second loss has a query choose among: those of its own ``episode``, or of all
@@ -59,6 +60,7 @@ class SNAIL(EmbeddingLearner):
         max_shots: int,
         *,
         dilation_start: int = 1,
+        layers: Literal["all", "attention", "convolutions"] = "all",
         prototype_loss: float = 0.0,
         prototypes: Literal["episode", "batch"] = "episode",
     ) -> None:
@@ -74,19 +76,28 @@ class SNAIL(EmbeddingLearner):
         if prototypes not in ("episode", "batch"):
             raise ValueError(f"prototypes is {prototypes!r}; choose episode or batch")
         self.prototype_loss, self.prototypes = prototype_loss, prototypes
+        if layers not in ("all", "attention", "convolutions"):
+            raise ValueError(f"layers is {layers!r}; choose all, attention or convolutions")
         seq_len = ways * max_shots + 1
-        att1 = AttentionBlock(embedding_dim + ways, 64, 32)
-        tc1 = TCBlock(att1.out_channels, seq_len, 128, dilation_start=dilation_start)
-        att2 = AttentionBlock(tc1.out_channels, 256, 128)
-        tc2 = TCBlock(att2.out_channels, seq_len, 128, dilation_start=dilation_start)
-        att3 = AttentionBlock(tc2.out_channels, 512, 256)
-        self.network = Stack(att1, tc1, att2, tc2, att3, nn.Linear(att3.out_channels, ways))
+        blocks: list[AttentionBlock | TCBlock] = []
+        channels = embedding_dim + ways
+        for key_size, value_size, filters in ((64, 32, 128), (256, 128, 128), (512, 256, None)):
+            if layers != "convolutions":
+                blocks.append(AttentionBlock(channels, key_size, value_size))
+                channels = blocks[-1].out_channels
+            if layers != "attention" and filters is not None:
+                blocks.append(TCBlock(channels, seq_len, filters, dilation_start=dilation_start))
+                channels = blocks[-1].out_channels
+        self.layers = layers
+        self.network = Stack(*blocks, nn.Linear(channels, ways))
 
     @property
     def note(self) -> str:
-        """See ``Learner.note``; it tells of a second loss."""
-        over = " over the batch" * (self.prototypes == "batch")
-        return f"prototype loss {self.prototype_loss:g}{over}" if self.prototype_loss else ""
+        """See ``Learner.note``; it tells of what is left out and of a second loss."""
+        told = [] if self.layers == "all" else [f"{self.layers} alone"]
+        if self.prototype_loss:
+            told.append(f"prototype loss {self.prototype_loss:g}" + " over the batch" * (self.prototypes == "batch"))
+        return ", ".join(told)
 
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Learner.loss``: the cross-entropy at the last position, as in the paper, and the second loss if any."""
@@ -111,8 +122,8 @@ class SNAIL(EmbeddingLearner):
         _, state = self.network.step(self._sequence(support, support_y))
         return self.network.branch(serialize(query, None, self.ways), state)
 
-    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        """See ``Learner.attention``: the mean over the three attention blocks."""
+    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor | None:
+        """See ``Learner.attention``: the mean over the three attention blocks; ``None`` if they are left out."""
         support, query = self.embed(support_x, query_x)
         _, state = self.network.step(self._sequence(support, support_y))
         x, weights = serialize(query, None, self.ways), []
@@ -120,7 +131,7 @@ class SNAIL(EmbeddingLearner):
             if isinstance(block, AttentionBlock):
                 weights.append(block.branch_weights(x, before)[..., :-1])
             x = block.branch(x, before) if isinstance(block, Block) else block(x)
-        return torch.stack(weights).mean(0)
+        return torch.stack(weights).mean(0) if weights else None
 
     def _sequence(self, support: Tensor, support_y: Tensor) -> Tensor:
         if support.shape[-1] != self.embedding_dim:

@@ -214,6 +214,20 @@ def test_labels_are_permuted() -> None:
     assert chi_square(table(classes, ranked, (64, 5))) > 100 * bound(63 * 5)
 
 
+@pytest.mark.parametrize("classes", [12, 13, 14])
+def test_fixed_labels_are_a_function_of_the_class_and_every_class_is_drawn(classes: int) -> None:
+    images = pool((6,) * classes)
+    fixed = EpisodeSampler(images, "made-up/train", ways=3, shots=2, queries=2, seed=0, fixed_labels=True)
+    episode = fixed.draw(0, 3000)
+    classes_there = class_of_label(images, episode)
+    assert torch.equal(classes_there % 3, torch.arange(3).expand(3000, 3))
+    counts = classes_there.flatten().bincount(minlength=classes)
+    carriers = torch.tensor([len(range(i % 3, classes, 3)) for i in range(classes)])
+    expected = 3000 / carriers
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+    assert not torch.equal(class_of_label(images, sampler(images).draw(0, 9)) % 3, torch.arange(3).expand(9, 3))
+
+
 def test_no_support_gives_chance() -> None:
     # 51 % for labels by rank is facts.md, section 6.3, row 4.
     images, batch = many()

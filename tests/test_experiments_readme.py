@@ -187,8 +187,13 @@ def test_kept_weights_are_small_enough_for_a_repository() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_measured_speed_is_what_the_file_holds(kind: str) -> None:
-    report = json.loads((SHIPPED / "results" / "bench" / f"{kind}.json").read_text())
+def test_what_was_measured_is_what_the_file_holds(kind: str) -> None:
+    path = SHIPPED / "results" / "bench" / f"{kind}.json"
+    if not path.exists():
+        (told,) = (paragraph for paragraph in MEASURED.split("\n\n") if f"`snail bench {kind}`" in paragraph)
+        assert "not run yet" in told
+        return
+    report = json.loads(path.read_text())
     assert report["quick"] is False
     assert between(f"snail bench {kind}", MEASURED) == import_module(f"snail.experiments.bench.{kind}").markdown_table(
         report

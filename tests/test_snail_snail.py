@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snail import SNAIL, Conv4, EmbeddingLearner, Episode, TCBlock, serialize
+from snail import SNAIL, AttentionBlock, Conv4, EmbeddingLearner, Episode, TCBlock, serialize
 from snail.datasets.images import Images
 from snail.datasets.sampler import EpisodeSampler
 from snail.metric import prototype_logits
@@ -507,3 +507,28 @@ def test_snail_prototype_loss_over_the_batch_has_all_its_classes_to_choose_from(
     assert learner.note == "prototype loss 0.5 over the batch"
     with pytest.raises(ValueError, match="prototypes is 'all'; choose episode or batch"):
         SNAIL(nn.Flatten(), 4, ways=3, max_shots=2, prototypes="all")  # type: ignore[arg-type]
+
+
+# -- what is left out to see what it does --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks", "note"),
+    [
+        ("all", [AttentionBlock, TCBlock, AttentionBlock, TCBlock, AttentionBlock, nn.Linear], ""),
+        ("attention", [AttentionBlock, AttentionBlock, AttentionBlock, nn.Linear], "attention alone"),
+        ("convolutions", [TCBlock, TCBlock, nn.Linear], "convolutions alone"),
+    ],
+)
+def test_layers_can_be_left_out(layers: Any, blocks: list[type[nn.Module]], note: str) -> None:
+    episode = draw_episode()
+    learner = SNAIL(nn.Identity(), DIM, 3, 2, layers=layers).double().eval()
+    assert [type(block) for block in learner.network.blocks] == blocks and learner.note == note
+    torch.testing.assert_close(answer(learner, episode), one_sequence_a_query(learner, episode))
+    weights = learner.attention(episode.support_x, episode.support_y, episode.query_x)
+    assert (weights is None) == (layers == "convolutions")
+
+
+def test_layers_of_another_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="layers is 'none'; choose all, attention or convolutions"):
+        SNAIL(nn.Identity(), DIM, 3, 2, layers="none")  # type: ignore[arg-type]

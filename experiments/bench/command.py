@@ -19,6 +19,7 @@ KINDS = {
     "growth": "how time and memory grow with length, ways, shots, queries and inner steps",
     "device": "how well a training step uses the device, GPU or CPU",
     "precision": "training in half precision beside float32",
+    "ablation": "what each part of the network and of its training is worth",
     "data": "episodes drawn a second, and what a training step waits for its data",
 }
 """The benchmarks by name; each is the module of this name."""

@@ -7,61 +7,22 @@ bfloat16 where autocast takes it, once in float32.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from snail import SNAIL, Conv4
-from snail.results import read_results
 
 from ..options import whole_number
 from ..pictures import draw_precisions
-from ..runs import RUNS, read_checkpoint, training_facts
 from .common import BenchParser, about_run, write_report
+from .training import QUICK, train
 
-__all__ = ["PRECISIONS", "main", "markdown_table", "train"]
+__all__ = ["PRECISIONS", "main", "markdown_table"]
 
 PRECISIONS = ("bf16-mixed", "32-true")
-
-
-def train(precision: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Run ``snail fit`` in a folder of its own.
-
-    Args:
-        precision: Of the trainer.
-        argv: Further options of ``snail fit``.
-
-    Returns:
-        The ``precision``, the ``steps`` at which was validated, the ``accuracy`` there in percent, the ``seconds`` that
-        training took, and the ``test`` records of the learner, if the run tests itself.
-
-    Raises:
-        RuntimeError: If the command fails.
-    """
-    name = "precision"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "snail.experiments", "fit", *argv]
-        command += [f"--trainer.precision={precision}", f"--name={name}"]
-        done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"snail fit in {precision} failed: {done.stderr.strip()}")
-        run = Path(folder) / RUNS / name
-        with (run / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("val/accuracy")]
-        records = [record for record in read_results([run / "results.json"]) if "training" in record]
-        return {
-            "precision": precision,
-            "steps": [int(row["step"]) + 1 for row in rows],
-            "accuracy": [float(row["val/accuracy"]) for row in rows],
-            "seconds": training_facts(read_checkpoint(run / "last.ckpt"))["seconds"],
-            "test": [{key: record[key] for key in ("shots", "accuracy", "ci95", "episodes")} for record in records],
-        }
 
 
 def markdown_table(report: Mapping[str, Any]) -> str:
@@ -93,8 +54,7 @@ the built-in data are trained on, and tested.""",
     add("--threads", type=whole_number, help="OMP_NUM_THREADS of the runs (default: as it is)")
     options, rest = parser.read_known(argv)
     if options.quick:
-        rest = ["--trainer.max_epochs=2", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=4",
-                "--data.test_episodes=4", "--model.learner.embedding.filters=4", *rest]  # fmt: skip
+        rest = [*QUICK, *rest]
     return options, rest
 
 
@@ -125,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
     report |= {"options": rest, "runs": []}
     for precision in PRECISIONS:
         print(f"training in {precision}", flush=True)
-        report["runs"].append(train(precision, rest))
+        ran = train(f"in {precision}", [*rest, f"--trainer.precision={precision}"])
+        report["runs"].append({"precision": precision, **ran})
     picture = options.output.with_suffix(".png") if options.picture is None else options.picture
     draw_precisions(report["runs"], picture)
     print(f"\n{markdown_table(report)}\n\nvalidation curves: {picture}")

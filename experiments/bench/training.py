@@ -1,0 +1,75 @@
+"""A whole training through ``snail fit``, in a process and a folder of its own, and what came of it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snail.results import read_results
+
+from ..runs import RUNS, read_checkpoint, training_facts
+
+__all__ = ["QUICK", "train"]
+
+QUICK = (
+    *("--trainer.max_epochs=2", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=4"),
+    *("--data.test_episodes=4", "--model.learner.embedding.filters=4", "--trainer.log_every_n_steps=1"),
+)
+"""Options with which a training is over in a moment."""
+
+
+def train(what: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Run ``snail fit``.
+
+    Args:
+        what: What is special of it, for messages.
+        argv: Options of ``snail fit``.
+
+    Returns:
+        The ``data`` that was trained on; the ``steps`` at which was validated; the ``accuracy`` there in percent, the
+        mean over all numbers of shots, and that of each in ``by_shots``; ``on_training_classes`` the accuracy of
+        training episodes between the last two validations; the ``seconds`` that training took; and the ``test``
+        records, if the run tests itself.
+
+    Raises:
+        RuntimeError: If the command fails.
+    """
+    name = "run"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "snail.experiments", "fit", *argv, f"--name={name}"]
+        done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"snail fit {what} failed: {done.stderr.strip()}")
+        run = Path(folder) / RUNS / name
+        with (run / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        scored = [row for row in rows if row.get("val/accuracy")]
+        before = int(scored[-2]["step"]) if len(scored) > 1 else -1
+        trained = [
+            float(row["train/accuracy"]) for row in rows if row.get("train/accuracy") and int(row["step"]) > before
+        ]
+        prefix, suffix = "val/accuracy_", "shot"
+        records = [record for record in read_results([run / "results.json"]) if "training" in record]
+        data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+        split = data["init_args"].get("split")
+        return {
+            "data": " ".join(filter(None, (data["class_path"].rpartition(".")[2], split))),
+            "steps": [int(row["step"]) + 1 for row in scored],
+            "accuracy": [float(row["val/accuracy"]) for row in scored],
+            "by_shots": {
+                key.removeprefix(prefix).removesuffix(suffix): [float(row[key]) for row in scored]
+                for key in scored[0]
+                if key.startswith(prefix)
+            },
+            "on_training_classes": 100 * sum(trained) / len(trained),
+            "seconds": training_facts(read_checkpoint(run / "last.ckpt"))["seconds"],
+            "test": [{key: record[key] for key in ("shots", "accuracy", "ci95", "episodes")} for record in records],
+        }
