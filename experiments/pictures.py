@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,8 +298,9 @@ def draw_ablation(variants: Sequence[Mapping[str, Any]], picture: Path) -> None:
         errors = [max(0.02, 100 - variant["by_shots"][shots][-1]) for variant in variants]
         axes.plot(errors, places, "o", color=color, label=f"new classes, {shots}-shot")
         axes.axvline(errors[0], color=color, linestyle=":", linewidth=1)
-    seen = [max(0.02, 100 - variant["on_training_classes"]) for variant in variants]
-    axes.plot(seen, places, "D", color=GREY, markerfacecolor="white", label="training classes")
+    seen = [math.nan if v["on_training_classes"] is None else v["on_training_classes"] for v in variants]
+    errors = [max(0.02, 100 - accuracy) for accuracy in seen]
+    axes.plot(errors, places, "D", color=GREY, markerfacecolor="white", label="training classes")
     _error_axis(axes)
     axes.set_yticks(places, [variant["name"] for variant in variants])
     figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)

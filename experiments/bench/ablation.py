@@ -55,8 +55,8 @@ def markdown_table(report: Mapping[str, Any]) -> str:
         shots = " | ".join(f"{variant['by_shots'][k][-1]:.2f}" for k in ("1", "5"))
         mean = variant["accuracy"][-1]
         against = f"{mean:.2f}" if variant is report["variants"][0] else f"{mean - base:+.2f}"
-        seen, minutes = variant["on_training_classes"], variant["seconds"] / 60
-        lines.append(f"| {variant['name']} | {seen:.1f} | {shots} | {against} | {minutes:.0f} |")
+        seen = "" if variant["on_training_classes"] is None else f"{variant['on_training_classes']:.1f}"
+        lines.append(f"| {variant['name']} | {seen} | {shots} | {against} | {variant['seconds'] / 60:.0f} |")
     first = report["variants"][0]
     where = f"{report['hardware']}, torch {report['versions']['torch']}"
     lines += ["", f"{first['steps'][-1]:,} steps each, on {first['data']}. {where}."]

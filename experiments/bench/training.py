@@ -36,8 +36,8 @@ def train(what: str, argv: Sequence[str]) -> dict[str, Any]:
     Returns:
         The ``data`` that was trained on; the ``steps`` at which was validated; the ``accuracy`` there in percent, the
         mean over all numbers of shots, and that of each in ``by_shots``; ``on_training_classes`` the accuracy of
-        training episodes between the last two validations; the ``seconds`` that training took; and the ``test``
-        records, if the run tests itself.
+        training episodes between the last two validations, ``None`` if none was logged; the ``seconds`` that training
+        took; and the ``test`` records, if the run tests itself.
 
     Raises:
         RuntimeError: If the command fails.
@@ -69,7 +69,7 @@ def train(what: str, argv: Sequence[str]) -> dict[str, Any]:
                 for key in scored[0]
                 if key.startswith(prefix)
             },
-            "on_training_classes": 100 * sum(trained) / len(trained),
+            "on_training_classes": 100 * sum(trained) / len(trained) if trained else None,
             "seconds": training_facts(read_checkpoint(run / "last.ckpt"))["seconds"],
             "test": [{key: record[key] for key in ("shots", "accuracy", "ci95", "episodes")} for record in records],
         }
