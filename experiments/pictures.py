@@ -299,7 +299,7 @@ def draw_ablation(variants: Sequence[Mapping[str, Any]], picture: Path) -> None:
         axes.plot(errors, places, "o", color=color, label=f"new classes, {shots}-shot")
         axes.axvline(errors[0], color=color, linestyle=":", linewidth=1)
     seen = [math.nan if v["on_training_classes"] is None else v["on_training_classes"] for v in variants]
-    errors = [max(0.02, 100 - accuracy) for accuracy in seen]
+    errors = [max(100 - accuracy, 0.02) for accuracy in seen]  # what is unknown stays so
     axes.plot(errors, places, "D", color=GREY, markerfacecolor="white", label="training classes")
     _error_axis(axes)
     axes.set_yticks(places, [variant["name"] for variant in variants])
