@@ -279,11 +279,13 @@ class KeepConfig(Callback):
         started_from: What is known of the run whose weights training began with, if any.
     """
 
-    def __init__(self, run: Path, text: str, linked: dict[str, int], started_from: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Path, text: str, linked: dict[str, int], started_from: dict[str, Any] | None = None
+    ) -> None:
         self.run = run
         self.text = text
         self.linked = linked
-        self.started_from = started_from
+        self.started_from = started_from or {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` at once where nothing is trained."""
