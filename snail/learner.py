@@ -170,7 +170,7 @@ class EmbeddingLearner(Learner):
         support, query = embedded.tensor_split([support_x.shape[1]], dim=1)
         return support, query
 
-    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    def attention(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor | None:
         """See ``Learner.attention``: a softmax over how near the embeddings are, minus the squared distance."""
         support, query = self.embed(support_x, query_x)
         return (-torch.cdist(precise(query), precise(support)).square()).softmax(-1)

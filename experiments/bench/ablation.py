@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     report = about_run(SNAIL(Conv4(), 64, 5, 5), options)
     report = {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
-    known: dict[str, Any] = {}
+    known: dict[tuple[str, ...], Any] = {}
     if options.output.exists():
         known = {tuple(v["options"]): v for v in json.loads(options.output.read_text())["variants"]}
     report["variants"] = []
