@@ -21,7 +21,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from .episodes import Episode
@@ -369,12 +368,7 @@ class GradientLearner(Learner):
         if threads > 1 and not self._draws_random_numbers(method, *(x[:1] for x in tensors)):
             learners += self._copies(threads - 1)
         jobs = [partial(getattr(learners[i % len(learners)], method), *group) for i, group in enumerate(groups)]
-        # Where gradients of the shared parameters end is made before, and kept: torch makes such an end under a lock
-        # for which it needs the interpreter's too, and two threads that do so can wait for each other without end.
-        ends = [get_gradient_edge(parameter) for parameter in self.parameters() if parameter.requires_grad]
-        outcomes = side_by_side(jobs, len(learners))
-        del ends
-        return outcomes
+        return side_by_side(jobs, len(learners))
 
     def _draws_random_numbers(self, method: str, *tensors: Tensor) -> bool:
         """Whether a method does, which is tried once."""

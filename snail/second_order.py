@@ -36,8 +36,6 @@ def batch_norm(
     kept = torch.promote_types(x.dtype, torch.float32)
     weight = torch.ones(x.shape[1], dtype=kept, device=x.device) if weight is None else weight
     bias = torch.zeros(x.shape[1], dtype=kept, device=x.device) if bias is None else bias
-    # Not the parameters themselves: a Function that is given them on two threads can make these wait without end.
-    weight, bias = weight.view_as(weight), bias.view_as(bias)
     y, mean, scale = _BatchNorm.apply(x, weight, bias, eps, channels_last)
     return y, mean, scale.square().reciprocal() - eps
 

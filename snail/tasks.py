@@ -71,8 +71,11 @@ def run_tasks(
     def one(own: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Statistics]:
         share = 1.0 if counted is None else counted / len(x)
         mode = _TaskOperations(network, share, averages, find, alone=len(items) == 1)
+        # The network sees no parameter itself: torch takes a lock where a gradient ends, and two threads that use the
+        # same parameter, one of them in a Function of Python's, can wait for each other without end.
+        aliases = {name: parameter.view_as(parameter) for name, parameter in network.named_parameters()}
         with mode:
-            output = functional_call(network, {**(shared or {}), **own}, (x,))
+            output = functional_call(network, {**aliases, **(shared or {}), **own}, (x,))
         return output, mode.found
 
     # Fused attention has no second derivative; the plain path has.

@@ -311,3 +311,29 @@ def test_run_tasks_refuses_a_single_value_a_channel(b: int, find: bool) -> None:
 def test_batch_norm_layers_are_found_by_name() -> None:
     network = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.LayerNorm(2), nn.BatchNorm2d(2)), nn.GroupNorm(1, 2))
     assert batch_norm_layers(network) == {"0": network[0], "1.1": network[1][1]}
+
+
+class Watched(nn.Module):
+    """Notes whether its weight, as it is seen from within, is the parameter itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(3)), list[bool]()
+        self.parameter = [self.weight]  # in a list, where it is not replaced
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.weight is self.parameter[0])
+        return x * self.weight
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("given", ["none", "of each", "for all"])
+def test_no_network_sees_a_parameter_that_threads_share(tasks: int, given: str) -> None:
+    # A Function of Python's that is given one on two threads makes them wait for each other without end (torch 2.14).
+    network, items = Watched(), torch.ones(tasks, 2, 3)
+    weights = {"weight": network.weight.expand(tasks, 3)} if given == "of each" else {}
+    shared = {"weight": network.weight * 1} if given == "for all" else {}
+    output, _ = run_tasks(network, weights, items, shared=shared)
+    assert network.seen == [False]
+    (gradient,) = torch.autograd.grad(output.sum(), network.weight)
+    torch.testing.assert_close(gradient, torch.full((3,), 2.0 * tasks))
