@@ -15,6 +15,7 @@ import yaml
 
 from snail.results import read_results, record_text, results_markdown, results_table
 
+from .options import check_picture
 from .published import with_published
 
 __all__ = ["main"]
@@ -219,6 +220,8 @@ def list_results(argv: Sequence[str]) -> str:
             ``--picture FILE`` to draw them too.
     """
     argv, pictures = _take(argv, "--picture")
+    for picture in pictures:
+        check_picture(Path(picture))
     if unknown := [arg for arg in argv if arg.startswith("-") and arg != "--markdown"]:
         raise ValueError(
             f"there is no option {unknown[0]}; it is snail results [--markdown] [--picture FILE] [RUN ...]"

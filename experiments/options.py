@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["OptionParser", "check_output", "whole_number"]
+__all__ = ["OptionParser", "check_output", "check_picture", "whole_number"]
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -40,3 +40,13 @@ def check_output(path: Path) -> None:
     """
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--output {path} must name a file in a folder that exists")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be written, before any work is done.
+
+    Raises:
+        ValueError: If it is no PNG, or in a folder that does not exist.
+    """
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise ValueError(f"--picture {path} must name a .png file in a folder that exists")

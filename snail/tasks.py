@@ -73,9 +73,10 @@ def run_tasks(
         mode = _TaskOperations(network, share, averages, find, alone=len(items) == 1)
         # The network sees no parameter itself: torch takes a lock where a gradient ends, and two threads that use the
         # same parameter, one of them in a Function of Python's, can wait for each other without end.
-        aliases = {name: parameter.view_as(parameter) for name, parameter in network.named_parameters()}
+        given = {**(shared or {}), **own}
+        others = {name: one.view_as(one) for name, one in network.named_parameters() if name not in given}
         with mode:
-            output = functional_call(network, {**aliases, **(shared or {}), **own}, (x,))
+            output = functional_call(network, {**others, **given}, (x,))
         return output, mode.found
 
     # Fused attention has no second derivative; the plain path has.

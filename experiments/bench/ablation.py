@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from snail import SNAIL, Conv4
 
 from ..options import whole_number
 from ..pictures import draw_ablation
-from .common import BenchParser, about_run, write_report
-from .training import QUICK, train
+from .common import write_report
+from .training import TrainingParser, about_trainings, train
 
 __all__ = ["BASE", "VARIANTS", "main", "markdown_table"]
 
@@ -63,24 +59,6 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = BenchParser(
-        "ablation",
-        """Train SNAIL through `snail fit` with one thing changed at a time, and validate it on classes it was not
-trained on. Further options are those of `snail fit`, for all variants; by default the built-in data are trained on.
-A variant that stands in the output with the same options is not trained again.""",
-        quick="a few steps only: a trial, not a measurement",
-        keeps_memory=False,
-    )
-    add = parser.add_argument
-    add("--picture", type=Path, help="the outcome as a PNG; drawn again of an earlier output too (default: beside the "
-        "output)")  # fmt: skip
-    add("--threads", type=whole_number, help="OMP_NUM_THREADS of the runs (default: as it is)")
-    add("--only", type=whole_number, help="how many variants to train, the base first (default: all)")
-    options, rest = parser.read_known(argv)
-    return options, [*BASE, *(QUICK if options.quick else ()), *rest]
-
-
 def main(argv: Sequence[str]) -> int:
     """Run ``snail bench ablation``.
 
@@ -94,29 +72,34 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If an option is wrong.
         RuntimeError: If a run fails.
     """
-    options, rest = _options(argv)
-    if options.show is not None:
-        report = json.loads(options.show.read_text())
-        print(markdown_table(report))
-        if options.picture is not None:
-            draw_ablation(report["variants"], options.picture)
-        return 0
-    if options.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    report = about_run(SNAIL(Conv4(), 64, 5, 5), options)
-    report = {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
+    parser = TrainingParser(
+        "ablation",
+        """Train SNAIL through `snail fit` with one thing changed at a time, and validate it on classes it was not
+trained on. Further options are those of `snail fit`, for all variants; by default the built-in data are trained on.
+A variant that stands in the output with the same options, of this machine, is not trained again.""",
+    )
+    parser.add_argument("--only", type=whole_number, help="how many variants to train, the base first (default: all)")
+    options, rest = parser.read_trainings(argv)
+    report = _measured(options, [*BASE, *rest]) if options.show is None else json.loads(options.show.read_text())
+    print(markdown_table(report))
+    if options.picture is not None:
+        draw_ablation(report["variants"], options.picture)
+    return 0
+
+
+def _measured(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    report = about_trainings(options)
     known: dict[tuple[str, ...], Any] = {}
     if options.output.exists():
-        known = {tuple(v["options"]): v for v in json.loads(options.output.read_text())["variants"]}
+        before = json.loads(options.output.read_text())
+        if all(before[key] == report[key] for key in ("hardware", "versions")):
+            known = {tuple(variant["options"]): variant for variant in before["variants"]}
     report["variants"] = []
     for name, changed in list(VARIANTS.items())[: options.only]:
-        asked = [*rest, *changed]
-        if tuple(asked) not in known:
+        asked = (*argv, *changed)
+        if asked not in known:
             print(f"training: {name}", flush=True)
-            known[tuple(asked)] = {"options": asked, **train(f"({name})", asked)}
-        report["variants"].append({"name": name, **known[tuple(asked)]})
-        write_report(report, options.output)
-    picture = options.output.with_suffix(".png") if options.picture is None else options.picture
-    draw_ablation(report["variants"], picture)
-    print(f"\n{markdown_table(report)}\n\n{picture}")
-    return 0
+            known[asked] = {"options": list(asked), **train(f"({name})", asked)}
+        report["variants"].append({"name": name, **known[asked]})
+        write_report(report, options.output)  # after each, so that none is lost
+    return report

@@ -27,7 +27,7 @@ from torch import nn
 from snail import MAML, SNAIL, AttentionBlock, Block, Conv4, Episode, Learner, Stack, TCBlock
 
 from ..levers import keep_memory
-from ..options import whole_number
+from ..options import check_picture, whole_number
 from .common import BenchParser, about_run, write_report
 from .processes import Process, peak_memory
 
@@ -455,8 +455,8 @@ machine that does nothing else; only slopes and memory carry over to another."""
         options.picture = options.picture or options.output.parent / "growth.png"
     if min(options.lengths) < 2:
         raise ValueError(f"--lengths has {min(options.lengths)}; a sequence needs at least 2 steps")
-    if options.picture and (options.picture.suffix != ".png" or not options.picture.parent.is_dir()):
-        raise ValueError(f"--picture {options.picture} must name a .png file in a folder that exists")
+    if options.picture:
+        check_picture(options.picture)
     return options
 
 

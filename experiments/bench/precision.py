@@ -6,19 +6,13 @@ bfloat16 where autocast takes it, once in float32.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from snail import SNAIL, Conv4
-
-from ..options import whole_number
 from ..pictures import draw_precisions
-from .common import BenchParser, about_run, write_report
-from .training import QUICK, train
+from .common import write_report
+from .training import TrainingParser, about_trainings, train
 
 __all__ = ["PRECISIONS", "main", "markdown_table"]
 
@@ -39,25 +33,6 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"{where}, load {report['load']} in the minute before."])
 
 
-def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = BenchParser(
-        "precision",
-        """Train twice through `snail fit`, in half precision and in float32, and lay both validation curves
-beside each other. Further options are those of `snail fit`, such as --config omniglot_5way --data.root DIR; by default
-the built-in data are trained on, and tested.""",
-        quick="a few steps only: a trial, not a measurement",
-        keeps_memory=False,
-    )
-    add = parser.add_argument
-    add("--picture", type=Path, help="the curves as a PNG; drawn again of an earlier output too (default: beside the "
-        "output)")  # fmt: skip
-    add("--threads", type=whole_number, help="OMP_NUM_THREADS of the runs (default: as it is)")
-    options, rest = parser.read_known(argv)
-    if options.quick:
-        rest = [*QUICK, *rest]
-    return options, rest
-
-
 def main(argv: Sequence[str]) -> int:
     """Run ``snail bench precision``.
 
@@ -71,24 +46,22 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If an option is wrong.
         RuntimeError: If a run fails.
     """
-    options, rest = _options(argv)
+    options, rest = TrainingParser(
+        "precision",
+        """Train twice through `snail fit`, in half precision and in float32, and lay both validation curves
+beside each other. Further options are those of `snail fit`, such as --config omniglot_5way --data.root DIR; by default
+the built-in data are trained on, and tested.""",
+    ).read_trainings(argv)
     if options.show is not None:
         report = json.loads(options.show.read_text())
-        print(markdown_table(report))
-        if options.picture is not None:
-            draw_precisions(report["runs"], options.picture)
-        return 0
-    if options.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    report = about_run(SNAIL(Conv4(), 64, 5, 5), options)
-    report = {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
-    report |= {"options": rest, "runs": []}
-    for precision in PRECISIONS:
-        print(f"training in {precision}", flush=True)
-        ran = train(f"in {precision}", [*rest, f"--trainer.precision={precision}"])
-        report["runs"].append({"precision": precision, **ran})
-    picture = options.output.with_suffix(".png") if options.picture is None else options.picture
-    draw_precisions(report["runs"], picture)
-    print(f"\n{markdown_table(report)}\n\nvalidation curves: {picture}")
-    write_report(report, options.output)
+    else:
+        report = about_trainings(options) | {"options": rest, "runs": []}
+        for precision in PRECISIONS:
+            print(f"training in {precision}", flush=True)
+            ran = train(f"in {precision}", [*rest, f"--trainer.precision={precision}"])
+            report["runs"].append({"precision": precision, **ran})
+        write_report(report, options.output)
+    print(markdown_table(report))
+    if options.picture is not None:
+        draw_precisions(report["runs"], options.picture)
     return 0

@@ -1,7 +1,8 @@
-"""A whole training through ``snail fit``, in a process and a folder of its own, and what came of it."""
+"""Whole trainings through ``snail fit``, each in a process and a folder of its own, and what came of them."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import subprocess
@@ -13,17 +14,57 @@ from typing import Any
 
 import yaml
 
+from snail import SNAIL, Conv4
 from snail.results import read_results
 
+from ..options import check_picture, whole_number
 from ..runs import RUNS, read_checkpoint, training_facts
+from .common import BenchParser, about_run
 
-__all__ = ["QUICK", "train"]
+__all__ = ["TrainingParser", "about_trainings", "train"]
 
 QUICK = (
     *("--trainer.max_epochs=2", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=4"),
     *("--data.test_episodes=4", "--model.learner.embedding.filters=4", "--trainer.log_every_n_steps=1"),
 )
 """Options with which a training is over in a moment."""
+
+
+class TrainingParser(BenchParser):
+    """The options of a benchmark that trains several times; the others are those of ``snail fit``, for all of them.
+
+    Args:
+        name: What stands behind ``snail bench``.
+        description: What is measured.
+    """
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(name, description, quick="a few steps only: a trial, not a measurement", keeps_memory=False)
+        add = self.add_argument
+        add("--picture", type=Path, help="the outcome as a PNG; drawn again of an earlier output too (default: beside "
+            "the output)")  # fmt: skip
+        add("--threads", type=whole_number, help="OMP_NUM_THREADS of the trainings (default: as it is)")
+
+    def read_trainings(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The options, checked, and those of ``snail fit``; a report is only drawn again where a picture is asked for.
+
+        Raises:
+            ValueError: If an option is wrong.
+        """
+        options, rest = self.read_known(argv)
+        if options.picture is None and options.show is None:
+            options.picture = options.output.with_suffix(".png")
+        if options.picture is not None:
+            check_picture(options.picture)
+        if options.threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(options.threads)
+        return options, [*(QUICK if options.quick else ()), *rest]
+
+
+def about_trainings(options: argparse.Namespace) -> dict[str, Any]:
+    """What a report tells of the machine; precision and memory are each training's own."""
+    report = about_run(SNAIL(Conv4(), 64, 5, 5), options)
+    return {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
 
 
 def train(what: str, argv: Sequence[str]) -> dict[str, Any]:
