@@ -139,7 +139,7 @@ def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
         path = latest_run(RUNS, names[-1] if names else name) if by_name else Path(given[-1])
         prefer = "last.ckpt" if command == "fit" or given[-1] == "last" else "best.ckpt"
         checkpoint = find_checkpoint(path, prefer=prefer)
-        if command == "fit" and checkpoint.name == WEIGHTS:
+        if command == "fit" and checkpoint.suffix == Path(WEIGHTS).suffix:
             raise ValueError(f"{checkpoint} holds weights only; a run can begin with them: --start_from {checkpoint}")
         content = read_checkpoint(checkpoint)
         config = checkpoint_config(content, checkpoint, trust)

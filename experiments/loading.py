@@ -89,27 +89,36 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
         ValueError: If it cannot be read, shares no weight, or was trained on what the learner will be scored on.
     """
     run = load_run(path, trust=trust)
-    before, after = run.data, data
-    if before.dataset == after.dataset:
-        if before.split != after.split:
-            raise ValueError(
-                f"{run.checkpoint} was trained on the split {before.split} of {before.dataset}, some of whose classes "
-                f"are validated or tested on in {after.split}; start from a run on the same split"
-            )
-        if before.trained_on and not after.trained_on and after.eval_episodes["val"]:
-            raise ValueError(
-                f"{run.checkpoint} was trained on {before.trained_on}, so that validation would tell nothing; give "
-                f"--data.train_on_validation true, or --data.val_episodes 0"
-            )
+    facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
+    facts |= training_facts(read_checkpoint(run.checkpoint))
+    facts |= {"dataset": run.data.dataset, "split": run.data.split, "on": run.data.trained_on}
+    before: dict[str, Any] | None = facts
+    while before:  # what it began with itself was seen too
+        _check_unseen(before, data)
+        before = before.get("started_from")
     given, own = run.learner.state_dict(), learner.state_dict()
     tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
     taken = {name: given[name] for name in tensors if name in given and given[name].shape == tensors[name].shape}
     if not taken:
         raise ValueError(f"no weight of {run.checkpoint} has the name and shape of one of {type(learner).__name__}'s")
     learner.load_state_dict(taken, strict=False)
-    facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
-    facts["parts"] = list(dict.fromkeys(name.split(".")[0] for name in taken))
-    return facts | training_facts(read_checkpoint(run.checkpoint))
+    return facts | {"parts": list(dict.fromkeys(name.split(".")[0] for name in taken))}
+
+
+def _check_unseen(before: dict[str, Any], data: EpisodeData) -> None:
+    """Refuse what was trained on classes that ``data`` validates or tests on."""
+    if before.get("dataset") != data.dataset:
+        return
+    if before["split"] != data.split:
+        raise ValueError(
+            f"{before['run']} was trained on the split {before['split']} of {data.dataset}, some of whose classes are "
+            f"validated or tested on in {data.split}; start from a run on the same split"
+        )
+    if before["on"] and not data.trained_on and data.eval_episodes["val"]:
+        raise ValueError(
+            f"{before['run']} was trained on {before['on']}, so that validation would tell nothing; give "
+            f"--data.train_on_validation true, or --data.val_episodes 0"
+        )
 
 
 def _described(config: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from snail import MAML, SNAIL, Conv4, ProtoNet, evaluate
 from snail.datasets import Glyphs, Omniglot
 from snail.experiments.cli import main
 from snail.experiments.loading import load_run, start_from
-from snail.experiments.runs import read_checkpoint, training_facts
+from snail.experiments.runs import STARTED_KEY, read_checkpoint, training_facts
 from snail.files import file_hash
 from snail.pretrained import WEIGHTS
 from snail.results import read_results, results_markdown
@@ -172,6 +172,19 @@ def test_no_run_starts_from_one_that_has_seen_what_it_is_scored_on(
     with pytest.raises(ValueError, match=said):
         start_from(learner, Omniglot(**after), kept)
     assert start_from(learner, Glyphs(), kept)["parts"] == ["embedding"]  # another data set has other classes
+
+
+def test_what_a_run_began_with_counts_as_seen(tmp_path: Path, keep_run: KeepRun) -> None:
+    net = {"class_path": "snail.ProtoNet", "init_args": {"embedding": EMBEDDING}}
+    first = {"class_path": "snail.datasets.Omniglot", "init_args": {"split": "random"}}
+    seen = keep_run(tmp_path / "first", ProtoNet(Conv4(filters=4)), net, first)
+    between = keep_run(tmp_path / "between", ProtoNet(Conv4(filters=4)), net, GLYPHS)
+    content = torch.load(between / "best.ckpt", weights_only=True)
+    content[STARTED_KEY] = start_from(ProtoNet(Conv4(filters=4)), Glyphs(), seen)
+    torch.save(content, between / "best.ckpt")
+    with pytest.raises(ValueError, match="first was trained on the split random of omniglot"):
+        start_from(ProtoNet(Conv4(filters=4)), Omniglot(split="vinyals"), between)
+    assert start_from(ProtoNet(Conv4(filters=4)), Omniglot(split="random"), between)["started_from"]["run"] == "first"
 
 
 def test_fit_starts_from_a_run_and_every_record_tells_of_it(
