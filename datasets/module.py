@@ -14,6 +14,7 @@ from PIL import Image
 
 from snail.episodes import Episode
 
+from .augmentation import distort
 from .images import PARTS, Images
 from .prepared import Pixels
 from .sampler import DrawnBatches, Episodes, EpisodeSampler, Sampler, choose_shots
@@ -81,6 +82,11 @@ class EpisodeData(LightningDataModule, ABC):
     @property
     def trained_on(self) -> str:
         """What results say of the classes that were trained on, where it is not the training classes alone."""
+        return ""
+
+    @property
+    def training_note(self) -> str:
+        """What results say of the training episodes beside, such as that images were distorted; usually nothing."""
         return ""
 
     # -- what a source of episodes adds ------------------------------------------------------------------------
@@ -177,7 +183,14 @@ class ImageData(EpisodeData):
         train_ways: Classes in a training episode, for learners that take any number; as many as ``ways`` if not given.
         fixed_labels: Whether each training class keeps one label in all episodes instead of a new one in each: a trap,
             to be seen (``snail bench ablation`` shows it).
+        max_queries: Most queries of a training episode, drawn among those of all its classes; 1 is one question an
+            episode, as in the papers. All of them if not given.
+        distortion: How much training images are turned, stretched, slanted and shifted at random each time they are
+            seen, 1 as ``snail.datasets.augmentation.distort`` says; 0 leaves them as they are.
         **kwargs: See ``EpisodeData``.
+
+    Raises:
+        ValueError: If ``distortion`` is negative.
     """
 
     ways: int
@@ -185,11 +198,27 @@ class ImageData(EpisodeData):
     ink = False
     """Whether images are drawings, their ink 1 on 0; they are shown dark on light."""
 
-    def __init__(self, ways: int = 5, train_ways: int | None = None, fixed_labels: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ways: int = 5,
+        train_ways: int | None = None,
+        fixed_labels: bool = False,
+        max_queries: int | None = None,
+        distortion: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if distortion < 0:
+            raise ValueError(f"distortion is {distortion:g}; it must be at least 0")
+        self.distortion, self.max_queries = distortion, max_queries
         self.ways, self.train_ways = ways, ways if train_ways is None else train_ways
         self.fixed_labels = fixed_labels
         self._images: dict[str, Images] = {}
+
+    @property
+    def training_note(self) -> str:
+        """See ``EpisodeData.training_note``."""
+        return f"images distorted by {self.distortion:g}" if self.distortion else ""
 
     @abstractmethod
     def load(self, part: str) -> Images:
@@ -207,10 +236,8 @@ class ImageData(EpisodeData):
         """See ``EpisodeData.sampler``."""
         name = f"{self.dataset}/{self.split_name(part)}"
         ways = self.ways if ways is None else ways
-        fixed = self.fixed_labels and part == "train"
-        return EpisodeSampler(
-            self.images(part), name, ways=ways, shots=shots, queries=queries, seed=seed, fixed_labels=fixed
-        )
+        trains = {"fixed_labels": self.fixed_labels, "max_queries": self.max_queries} if part == "train" else {}
+        return EpisodeSampler(self.images(part), name, ways=ways, shots=shots, queries=queries, seed=seed, **trains)
 
     def images(self, part: str) -> Images:
         """The images of ``train``, ``val`` or ``test``, loaded once.
@@ -228,7 +255,7 @@ class ImageData(EpisodeData):
     def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
         """Put images in the place of indices in training; a scorer does so itself, once for each image."""
         if self.trainer is not None and self.trainer.training:
-            return batch.map_items(self.images("train").take)
+            return batch.map_items(lambda indices: distort(self.images("train").take(indices), self.distortion))
         return batch
 
 

@@ -76,6 +76,7 @@ class EpisodeSampler(Sampler):
         seed: Any integer from 0.
         fixed_labels: Whether each class keeps one label in all episodes, which a learner can then know by heart instead
             of reading the support: a trap, to be seen.
+        max_queries: Most queries of an episode, drawn among those of all its classes; all of them if not given.
 
     Raises:
         ValueError: If the split has too few classes, or a class too few images, or a size is not positive.
@@ -91,7 +92,10 @@ class EpisodeSampler(Sampler):
         queries: int,
         seed: int,
         fixed_labels: bool = False,
+        max_queries: int | None = None,
     ) -> None:
+        if max_queries is not None and max_queries < 1:
+            raise ValueError(f"max_queries is {max_queries}; it must be at least 1")
         hash = split_hash(images.class_names)
         super().__init__(name, hash, ways=ways, shots=shots, queries=queries, seed=seed)
         if ways > len(images.class_names):
@@ -102,7 +106,7 @@ class EpisodeSampler(Sampler):
                 f"{shots} shots and {queries} queries need {shots + queries} images a class, but class "
                 f"{images.class_names[scarcest]!r} of {name!r} has {images.counts[scarcest]}"
             )
-        self.ways, self.fixed_labels = ways, fixed_labels
+        self.ways, self.fixed_labels, self.max_queries = ways, fixed_labels, max_queries
         self._key = generator_key(f"{name}|{hash}|{ways}|{shots}|{queries}|{seed}")
         self._counts = np.array(images.counts, dtype=np.uint64)
         self._first = np.concatenate([[0], np.cumsum(self._counts)[:-1]]).astype(np.int64)
@@ -125,7 +129,8 @@ class EpisodeSampler(Sampler):
         labels = np.broadcast_to(np.arange(n)[:, None], chosen.shape)
         support = _shuffled(chosen[..., :k], labels[..., :k], for_support)
         query = _shuffled(chosen[..., k:], labels[..., k:], for_queries)
-        support_x, support_y, query_x, query_y = map(torch.from_numpy, (*support, *query))
+        asked = (some[:, : self.max_queries] for some in query)
+        support_x, support_y, query_x, query_y = map(torch.from_numpy, (*support, *asked))
         return Episode(support_x, support_y, query_x, query_y, n)
 
     def _classes(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -71,9 +71,10 @@ def load_run(path: Path | str, *, trust: Iterable[str] = ()) -> Run:
 
 
 def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: Iterable[str] = ()) -> dict[str, Any]:
-    """Give a learner the weights of a run, where names and shapes agree; the others stay as they are.
+    """Give a learner the parts of a run's that are built alike, such as the embedding; the others stay as they are.
 
-    So an embedding that one learner was trained with serves another, or a model of 5 ways one of 20.
+    So an embedding that one learner was trained with serves another, or that of a model of 5 ways one of 20. Half a
+    part would be worse than none.
 
     Args:
         learner: Of any class.
@@ -86,23 +87,30 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If it cannot be read, shares no weight, or was trained on what the learner will be scored on.
+        ValueError: If it cannot be read, shares no part, or was trained on what the learner will be scored on.
     """
     run = load_run(path, trust=trust)
     facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
     facts |= training_facts(read_checkpoint(run.checkpoint))
     facts |= {"dataset": run.data.dataset, "split": run.data.split, "on": run.data.trained_on}
+    if run.data.training_note:
+        facts["note"] = run.data.training_note
     before: dict[str, Any] | None = facts
     while before:  # what it began with itself was seen too
         _check_unseen(before, data)
         before = before.get("started_from")
     given, own = run.learner.state_dict(), learner.state_dict()
-    tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
-    taken = {name: given[name] for name in tensors if name in given and given[name].shape == tensors[name].shape}
-    if not taken:
-        raise ValueError(f"no weight of {run.checkpoint} has the name and shape of one of {type(learner).__name__}'s")
-    learner.load_state_dict(taken, strict=False)
-    return facts | {"parts": list(dict.fromkeys(name.split(".")[0] for name in taken))}
+    shapes = [{name: getattr(value, "shape", None) for name, value in state.items()} for state in (given, own)]
+    parts = [part for part in dict.fromkeys(name.split(".")[0] for name in own) if _alike(part, *shapes)]
+    if not parts:
+        raise ValueError(f"no part of {type(learner).__name__} is built as one of {run.checkpoint}")
+    learner.load_state_dict({name: given[name] for name in own if name.split(".")[0] in parts}, strict=False)
+    return facts | {"parts": parts}
+
+
+def _alike(part: str, *shapes: dict[str, Any]) -> bool:
+    first, second = ({name: s for name, s in some.items() if name.split(".")[0] == part} for some in shapes)
+    return first == second
 
 
 def _check_unseen(before: dict[str, Any], data: EpisodeData) -> None:

@@ -115,7 +115,7 @@ class SnailCLI(LightningCLI):
                 "--start_from",
                 str | None,
                 None,
-                "A run, or a checkpoint, whose weights a new run begins with where names and shapes agree.",
+                "A run, or a checkpoint, whose parts a new run begins with where they are built alike.",
             ),
             ("--checkpoint_minutes", float, 1.0, "Minutes between checkpoints within an epoch; 0: after every step."),
             ("--keep_memory", bool, True, "Let the C library keep freed memory (glibc; faster on the CPU)."),
@@ -428,6 +428,8 @@ class SnailCLI(LightningCLI):
             training = training_facts(read_checkpoint(checkpoint))
             if self.datamodule.trained_on:
                 training["on"] = self.datamodule.trained_on
+            if self.datamodule.training_note:
+                training["note"] = self.datamodule.training_note
             about_checkpoint |= {"checkpoint": file_hash(checkpoint), "training": training}
         records = []
         for result in results:

@@ -195,8 +195,8 @@ def _trained(training: Mapping[str, Any]) -> str:
     if not {"steps", "seconds", "hardware"} <= set(training):
         return ""
     published = f" of the paper's {training['published_steps']:,}" if "published_steps" in training else ""
-    classes = f", {training['on']}" if training.get("on") else ""
+    how = "".join(f", {training[key]}" for key in ("on", "note") if training.get(key))
     minutes = f"{training['seconds'] / 60:.0f} min on {training['hardware']}"
     before = training.get("started_from")
     began = f", begun with {before['run']} of {_trained(before) or 'unknown training'}" if before else ""
-    return f"{training['steps']:,}{published} steps{classes}, {minutes}{began}"
+    return f"{training['steps']:,}{published} steps{how}, {minutes}{began}"

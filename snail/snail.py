@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .blocks import AttentionBlock, Block, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
-from .metric import prototype_logits, prototypes
+from .metric import products, prototypes
 from .sequences import serialize
 
 __all__ = ["SNAIL"]
@@ -41,6 +41,11 @@ class SNAIL(EmbeddingLearner):
         prototypes: Which prototypes the second loss has a query choose among: those of its own ``episode``, or of all
             episodes of the ``batch``, which is harder and so teaches more. A class that happens to be in two of them
             counts as two there.
+        prototype_similarity: What makes a prototype likely in the second loss: ``euclidean``, minus the squared
+            distance, as in prototypical networks; or the inner ``product``, which is how attention compares.
+        start: Where training begins: with ``random`` layers; or ``matching``, as a matching network (Vinyals et al.,
+            2016): the first attention compares embeddings by their inner product, and what it reads of the labels is
+            the answer. All layers are there and are trained as otherwise; they only begin elsewhere.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
@@ -63,6 +68,8 @@ class SNAIL(EmbeddingLearner):
         layers: Literal["all", "attention", "convolutions"] = "all",
         prototype_loss: float = 0.0,
         prototypes: Literal["episode", "batch"] = "episode",
+        prototype_similarity: Literal["euclidean", "product"] = "euclidean",
+        start: Literal["random", "matching"] = "random",
     ) -> None:
         super().__init__(embedding)
         for what, size in (("embedding_dim", embedding_dim), ("ways", ways), ("max_shots", max_shots)):
@@ -73,11 +80,16 @@ class SNAIL(EmbeddingLearner):
         self.ways = ways
         self.max_shots = max_shots
         self.embedding_dim = embedding_dim
-        if prototypes not in ("episode", "batch"):
-            raise ValueError(f"prototypes is {prototypes!r}; choose episode or batch")
+        for what, word, words in (
+            ("layers", layers, ("all", "attention", "convolutions")),
+            ("prototypes", prototypes, ("episode", "batch")),
+            ("prototype_similarity", prototype_similarity, ("euclidean", "product")),
+            ("start", start, ("random", "matching")),
+        ):
+            if word not in words:
+                raise ValueError(f"{what} is {word!r}; choose {', '.join(words[:-1])} or {words[-1]}")
         self.prototype_loss, self.prototypes = prototype_loss, prototypes
-        if layers not in ("all", "attention", "convolutions"):
-            raise ValueError(f"layers is {layers!r}; choose all, attention or convolutions")
+        self.prototype_similarity = prototype_similarity
         seq_len = ways * max_shots + 1
         blocks: list[AttentionBlock | TCBlock] = []
         channels = embedding_dim + ways
@@ -88,15 +100,21 @@ class SNAIL(EmbeddingLearner):
             if layers != "attention" and filters is not None:
                 blocks.append(TCBlock(channels, seq_len, filters, dilation_start=dilation_start))
                 channels = blocks[-1].out_channels
-        self.layers = layers
+        self.layers, self.start = layers, start
         self.network = Stack(*blocks, nn.Linear(channels, ways))
+        if start == "matching":
+            self._begin_as_matching_network()
 
     @property
     def note(self) -> str:
         """See ``Learner.note``; it tells of what is left out and of a second loss."""
         told = [] if self.layers == "all" else [f"{self.layers} alone"]
         if self.prototype_loss:
-            told.append(f"prototype loss {self.prototype_loss:g}" + " over the batch" * (self.prototypes == "batch"))
+            product = "product " * (self.prototype_similarity == "product")
+            over = " over the batch" * (self.prototypes == "batch")
+            told.append(f"{product}prototype loss {self.prototype_loss:g}{over}")
+        if self.start == "matching":
+            told.append("begun as a matching network")
         return ", ".join(told)
 
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,13 +127,34 @@ class SNAIL(EmbeddingLearner):
         return loss + self.prototype_loss * second, logs | {"loss_at_last_position": loss.detach()}
 
     def _prototype_loss(self, support: Tensor, query: Tensor, episode: Episode) -> Tensor:
-        if self.prototypes == "episode":
-            return answer_loss(prototype_logits(support, episode.support_y, query, self.ways), episode)[0]
-        centres = prototypes(support, episode.support_y, self.ways).flatten(0, 1)  # (b n, c)
-        # Minus the squared distance, but for what all centres share, as a matrix product: there are many.
-        logits = 2 * query.flatten(0, 1) @ centres.T - centres.square().sum(-1)
-        first = self.ways * torch.arange(len(episode), device=query.device).unsqueeze(1)
-        return F.cross_entropy(logits, (first + episode.query_y).flatten())
+        centres, truth = prototypes(support, episode.support_y, self.ways), episode.query_y  # (b, n, c), (b, q)
+        if self.prototypes == "batch":  # as one episode of all classes
+            first = self.ways * torch.arange(len(episode), device=query.device).unsqueeze(1)
+            centres, query, truth = (t.flatten(0, 1).unsqueeze(0) for t in (centres, query, first + truth))
+        logits = products(query, centres)
+        if self.prototype_similarity == "euclidean":  # minus the squared distance, but for what all centres share
+            logits = 2 * logits - centres.square().sum(-1).unsqueeze(1)
+        return F.cross_entropy(logits.flatten(0, 1), truth.flatten().long())
+
+    def _begin_as_matching_network(self) -> None:
+        first, last = self.network.blocks[0], self.network.blocks[-1]
+        if not isinstance(first, AttentionBlock) or not isinstance(last, nn.Linear) or self.ways > first.value_size:
+            raise ValueError(
+                f"start is 'matching', which reads labels with the first attention; that needs layers with attention "
+                f"(here {self.layers}) and at most 32 ways (here {self.ways})"
+            )
+        size, c = first.key_size, self.embedding_dim
+        with torch.no_grad():
+            first.project.bias.zero_()
+            query, key, value = first.project.weight.split([size, size, first.value_size])
+            query.zero_(), key.zero_()
+            # Queries and keys are the embedding, as far as it fits beside one channel: their logit is its product.
+            query[:-1, :c] = key[:-1, :c] = nn.init.orthogonal_(torch.empty(size - 1, c), gain=size**0.25)
+            # That channel adds 8 to what carries a label, or an item, which is most like itself, would read itself.
+            key[-1, c:] = first.project.bias[size - 1] = (8 * size**0.5) ** 0.5
+            value[: self.ways] = torch.eye(self.ways, c + self.ways).roll(c, 1)
+            last.weight.zero_(), last.bias.zero_()
+            last.weight[:, c + self.ways :][:, : self.ways] = 10 * torch.eye(self.ways)
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""

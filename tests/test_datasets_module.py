@@ -146,6 +146,24 @@ def test_episode_data_puts_images_in_the_place_of_indices_in_training_alone() ->
     assert data.on_after_batch_transfer(batch, 0) is batch
 
 
+def test_training_images_are_distorted_when_asked_and_no_others() -> None:
+    data = Tiny(ways=2, distortion=0.5)
+    data.trainer = training()
+    batch = next(iter(data.train_dataloader()))
+    torch.manual_seed(0)
+    first, second = data.on_after_batch_transfer(batch, 0), data.on_after_batch_transfer(batch, 0)
+    assert first.support_x.shape == (32, first.support_x.shape[1], 1, 2, 2)
+    assert not torch.equal(first.support_x, second.support_x)
+    plain = data.images("train").take(batch.support_x)
+    assert 0 < (first.support_x - plain).abs().mean() < 0.3
+    data.trainer = training(training=False)
+    assert data.on_after_batch_transfer(batch, 0) is batch
+    ready, again = (data.episodes("val", shots=1, count=2)[0].support_x for _ in range(2))
+    assert torch.equal(ready, again)
+    with pytest.raises(ValueError, match="distortion is -1; it must be at least 0"):
+        Tiny(distortion=-1)
+
+
 def test_episode_data_works_without_a_trainer() -> None:
     result = evaluate(NearestNeighbour(3), Tiny().episodes("test", shots=1, ways=3, count=30))
     assert result.episodes == 30

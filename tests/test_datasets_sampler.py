@@ -436,3 +436,16 @@ def test_episodes_of_another_data_set_split_or_seed_are_others(changed: dict[str
 def test_episodes_are_what_evaluate_takes_facts_and_pool_from() -> None:
     assert isinstance(episodes(), KnownEpisodes)
     assert not isinstance(list(episodes()), KnownEpisodes)
+
+
+def test_few_questions_are_drawn_among_all_classes_of_the_same_episodes() -> None:
+    images = Images.from_classes(np.zeros((6, 8, 2, 2), np.uint8), [f"{i}" for i in range(6)])
+    all_of_them, one = (
+        EpisodeSampler(images, "made-up/train", ways=3, shots=2, queries=2, seed=0, max_queries=most).draw(0, 600)
+        for most in (None, 1)
+    )
+    assert torch.equal(all_of_them.support_x, one.support_x)
+    assert torch.equal(all_of_them.query_x[:, :1], one.query_x) and torch.equal(all_of_them.query_y[:, :1], one.query_y)
+    assert (torch.bincount(one.query_y.flatten()) - 200).abs().max() < 4 * (600 * 2 / 9) ** 0.5  # each label as often
+    with pytest.raises(ValueError, match="max_queries is 0; it must be at least 1"):
+        EpisodeSampler(images, "made-up/train", ways=3, shots=2, queries=2, seed=0, max_queries=0)

@@ -509,6 +509,57 @@ def test_snail_prototype_loss_over_the_batch_has_all_its_classes_to_choose_from(
         SNAIL(nn.Flatten(), 4, ways=3, max_shots=2, prototypes="all")  # type: ignore[arg-type]
 
 
+def test_snail_prototype_loss_by_inner_products() -> None:
+    torch.manual_seed(0)
+    learner = SNAIL(nn.Flatten(), 4, ways=3, max_shots=2, prototype_loss=0.5, prototype_similarity="product").double()
+    y = torch.tensor([[0, 1, 2, 2, 1, 0]])
+    query_y = torch.tensor([[0, 2]])
+    episode = Episode(torch.randn(1, 6, 4).double(), y, torch.randn(1, 2, 4).double(), query_y, ways=3)
+    centres = torch.stack([episode.support_x[0][y[0] == n].mean(0) for n in range(3)])
+    expected = nn.functional.cross_entropy(episode.query_x[0] @ centres.T, query_y[0])
+    loss, logs = learner.loss(episode)
+    torch.testing.assert_close(loss, logs["loss_at_last_position"] + 0.5 * expected)
+    assert learner.note == "product prototype loss 0.5"
+
+
+# -- where training begins -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ways", "c", "shots"), [(5, 12, 1), (20, 40, 3)])
+def test_snail_begins_as_a_matching_network(ways: int, c: int, shots: int) -> None:
+    torch.manual_seed(0)
+    learner = SNAIL(nn.Identity(), c, ways, 5, start="matching").double().eval()
+    support = nn.functional.normalize(torch.randn(2, ways * shots, c).double(), dim=-1) * 3
+    y = torch.arange(ways).repeat(shots).expand(2, -1)
+    query = nn.functional.normalize(torch.randn(2, 7, c).double(), dim=-1) * 3
+    # What carries a label has 8 more than the item itself, which carries none.
+    logits = torch.cat([query @ support.transpose(1, 2) + 8, query.square().sum(-1, keepdim=True)], dim=-1)
+    read = logits.softmax(-1)[..., :-1] @ nn.functional.one_hot(y, ways).double()
+    torch.testing.assert_close(learner.answer(support, y, query), 10 * read, rtol=1e-5, atol=1e-5)  # begun in float32
+    assert learner.note == "begun as a matching network"
+
+
+def test_snail_begun_as_a_matching_network_is_the_same_network_all_of_which_learns() -> None:
+    torch.manual_seed(0)
+    begun, plain = (SNAIL(nn.Identity(), DIM, 3, 2, start=start) for start in ("matching", "random"))
+    shapes = [{name: value.shape for name, value in learner.state_dict().items()} for learner in (begun, plain)]
+    assert shapes[0] == shapes[1]
+    episode = draw_episode().map_items(Tensor.float)
+    optimizer = torch.optim.Adam(begun.parameters(), lr=1e-3)
+    before = {name: value.clone() for name, value in begun.named_parameters()}
+    for _ in range(2):  # the first step reaches the last layer alone
+        optimizer.zero_grad()
+        begun.loss(episode)[0].backward()
+        optimizer.step()
+    assert all(not torch.equal(value, before[name]) for name, value in begun.named_parameters())
+
+
+@pytest.mark.parametrize(("ways", "layers"), [(33, "all"), (5, "convolutions")])
+def test_snail_says_what_a_matching_network_needs(ways: int, layers: Any) -> None:
+    with pytest.raises(ValueError, match=f"needs layers with attention .here {layers}. and at most 32 ways"):
+        SNAIL(nn.Identity(), 4, ways, 1, start="matching", layers=layers)
+
+
 # -- what is left out to see what it does --------------------------------------------------------------------------
 
 
