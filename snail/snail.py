@@ -5,13 +5,13 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``k`` s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, Block, Stack, TCBlock
+from .blocks import AttentionBlock, Block, DenseBlock, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
 from .metric import products, prototypes
@@ -44,8 +44,9 @@ class SNAIL(EmbeddingLearner):
         prototype_similarity: What makes a prototype likely in the second loss: ``euclidean``, minus the squared
             distance, as in prototypical networks; or the inner ``product``, which is how attention compares.
         start: Where training begins: with ``random`` layers; or ``matching``, as a matching network (Vinyals et al.,
-            2016): the first attention compares embeddings by their inner product, and what it reads of the labels is
-            the answer. All layers are there and are trained as otherwise; they only begin elsewhere.
+            2016): the second attention compares embeddings by their squared distance (over 2), for which the
+            convolutions before it make squares, and what it reads of the labels is the answer. All layers are there and are trained
+            as otherwise; they only begin elsewhere.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
@@ -137,24 +138,48 @@ class SNAIL(EmbeddingLearner):
         return F.cross_entropy(logits.flatten(0, 1), truth.flatten().long())
 
     def _begin_as_matching_network(self) -> None:
-        first, last = self.network.blocks[0], self.network.blocks[-1]
-        if not isinstance(first, AttentionBlock) or not isinstance(last, nn.Linear) or self.ways > first.value_size:
+        """Set weights so that the answer is 10 times ``softmax(-|q - k|^2 / 2) labels``, read by the second attention.
+
+        Products of queries and keys make a squared distance if squares are among their channels. The first layer of
+        convolutions makes those: a gated pair ``tanh(a) sigmoid(2 a) + tanh(-a) sigmoid(-2 a)`` is ``tanh(a)^2``, for
+        small a its square.
+        """
+        if self.layers != "all" or self.ways > 128:
             raise ValueError(
-                f"start is 'matching', which reads labels with the first attention; that needs layers with attention "
-                f"(here {self.layers}) and at most 32 ways (here {self.ways})"
+                f"start is 'matching', which needs all layers (here {self.layers}) and at most 128 ways (here "
+                f"{self.ways})"
             )
-        size, c = first.key_size, self.embedding_dim
+        _, convolutions, attention, *_, last = self.network.blocks
+        assert isinstance(convolutions, TCBlock) and isinstance(attention, AttentionBlock)
+        first, c = cast(DenseBlock, convolutions.blocks[0]), self.embedding_dim
+        label = slice(c, c + self.ways)
+        filters = first.out_channels - first.conv.taps.in_features
+        compared, small = filters // 2, 0.1
         with torch.no_grad():
-            first.project.bias.zero_()
-            query, key, value = first.project.weight.split([size, size, first.value_size])
-            query.zero_(), key.zero_()
-            # Queries and keys are the embedding, as far as it fits beside one channel: their logit is its product.
-            query[:-1, :c] = key[:-1, :c] = nn.init.orthogonal_(torch.empty(size - 1, c), gain=size**0.25)
-            # That channel adds 8 to what carries a label, or an item, which is most like itself, would read itself.
-            key[-1, c:] = first.project.bias[size - 1] = (8 * size**0.5) ** 0.5
-            value[: self.ways] = torch.eye(self.ways, c + self.ways).roll(c, 1)
+            # As many directions of the embedding as there are pairs; all of them, turned, if it has no more.
+            directions = nn.init.orthogonal_(torch.empty(compared, c))
+            first.conv.taps.weight.zero_(), first.conv.bias.zero_()
+            now = first.conv.taps.weight[-2 * filters :, :c].unflatten(0, (2, 2, compared))  # tanh or gate, sign, pair
+            now.copy_(small * directions * torch.tensor([[1.0, -1.0], [2.0, -2.0]])[..., None, None])
+            made = first.conv.taps.in_features
+            squares = slice(made, made + filters)
+
+            size = attention.key_size
+            query, key, value = attention.project.weight.split([size, size, attention.value_size])
+            query_bias, key_bias, value_bias = attention.project.bias.split([size, size, attention.value_size])
+            for part in (query, key, query_bias, key_bias, value_bias):
+                part.zero_()
+            one = size**0.25  # a channel that is this in query and key adds 1 to the logit
+            query[:compared, :c] = key[:compared, :c] = one * directions
+            query_bias[compared] = key_bias[compared + 1] = one
+            key[compared, squares] = query[compared + 1, squares] = -one / (2 * small**2)
+            # What carries a label has 16 more, or a query, which is nearest to itself, would read itself.
+            query_bias[compared + 2], key[compared + 2, label] = 4 * one, 4 * one
+            value[: self.ways].zero_()
+            value[: self.ways, label] = torch.eye(self.ways)
+            read = attention.project.in_features
             last.weight.zero_(), last.bias.zero_()
-            last.weight[:, c + self.ways :][:, : self.ways] = 10 * torch.eye(self.ways)
+            last.weight[:, read : read + self.ways] = 10 * torch.eye(self.ways)
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""

@@ -194,7 +194,7 @@ def test_fit_starts_from_a_run_and_every_record_tells_of_it(
     quick += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--keep_memory=false", "--data.glyph_seed=3"]
     quick += ["--model.learner.embedding.filters=4", "--model.optimizer.lr=0", "--data.queries=1"]
     assert main(["fit", "--name=after", f"--start_from={run}", *quick]) == 0
-    assert ", begun with embedding and network of run;" in capfd.readouterr().out
+    assert ", begun with embedding of run;" in capfd.readouterr().out
     kept = read_checkpoint(Path("runs/after/last.ckpt"))
     began = training_facts(kept)["started_from"]
     assert (began["run"], began["steps"]) == ("run", 7)

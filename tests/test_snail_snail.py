@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snail import SNAIL, AttentionBlock, Conv4, EmbeddingLearner, Episode, TCBlock, serialize
+from snail import SNAIL, AttentionBlock, Conv4, EmbeddingLearner, Episode, MatchingNetwork, TCBlock, serialize
 from snail.datasets.images import Images
 from snail.datasets.sampler import EpisodeSampler
 from snail.metric import prototype_logits
@@ -525,18 +525,28 @@ def test_snail_prototype_loss_by_inner_products() -> None:
 # -- where training begins -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ways", "c", "shots"), [(5, 12, 1), (20, 40, 3)])
+@pytest.mark.parametrize(("ways", "c", "shots"), [(5, 12, 1), (20, 64, 3), (5, 2, 5)])
 def test_snail_begins_as_a_matching_network(ways: int, c: int, shots: int) -> None:
     torch.manual_seed(0)
     learner = SNAIL(nn.Identity(), c, ways, 5, start="matching").double().eval()
-    support = nn.functional.normalize(torch.randn(2, ways * shots, c).double(), dim=-1) * 3
+    support, query = (nn.functional.normalize(torch.randn(2, n, c).double(), dim=-1) for n in (ways * shots, 7))
     y = torch.arange(ways).repeat(shots).expand(2, -1)
-    query = nn.functional.normalize(torch.randn(2, 7, c).double(), dim=-1) * 3
-    # What carries a label has 8 more than the item itself, which carries none.
-    logits = torch.cat([query @ support.transpose(1, 2) + 8, query.square().sum(-1, keepdim=True)], dim=-1)
-    read = logits.softmax(-1)[..., :-1] @ nn.functional.one_hot(y, ways).double()
-    torch.testing.assert_close(learner.answer(support, y, query), 10 * read, rtol=1e-5, atol=1e-5)  # begun in float32
+    # What carries a label has 16 more than the query itself, which has none and is at no distance.
+    nearness = torch.cat([16 - torch.cdist(query, support).square() / 2, torch.zeros(2, 7, 1).double()], dim=-1)
+    read = nearness.softmax(-1)[..., :-1] @ nn.functional.one_hot(y, ways).double()
+    answers = learner.answer(support, y, query)
+    torch.testing.assert_close(answers, 10 * read, rtol=0, atol=0.02)  # squares are nearly such
+    likely = MatchingNetwork(nn.Identity(), similarity="euclidean", scale=0.5).answer(support, y, query)
+    torch.testing.assert_close(answers, 10 * likely.exp(), rtol=0, atol=0.02)
     assert learner.note == "begun as a matching network"
+
+
+def test_snail_of_many_channels_begins_by_comparing_some_directions_of_them() -> None:
+    torch.manual_seed(0)
+    learner = SNAIL(nn.Identity(), 384, 5, 1, start="matching").eval()
+    support, y = torch.randn(200, 5, 384) / 4, torch.arange(5).expand(200, 5)
+    query = support + torch.randn(200, 5, 384) / 8
+    assert (learner.answer(support, y, query).argmax(-1) == y).float().mean() > 0.95
 
 
 def test_snail_begun_as_a_matching_network_is_the_same_network_all_of_which_learns() -> None:
@@ -554,9 +564,9 @@ def test_snail_begun_as_a_matching_network_is_the_same_network_all_of_which_lear
     assert all(not torch.equal(value, before[name]) for name, value in begun.named_parameters())
 
 
-@pytest.mark.parametrize(("ways", "layers"), [(33, "all"), (5, "convolutions")])
+@pytest.mark.parametrize(("ways", "layers"), [(129, "all"), (5, "convolutions"), (5, "attention")])
 def test_snail_says_what_a_matching_network_needs(ways: int, layers: Any) -> None:
-    with pytest.raises(ValueError, match=f"needs layers with attention .here {layers}. and at most 32 ways"):
+    with pytest.raises(ValueError, match=f"needs all layers .here {layers}. and at most 128 ways .here {ways}."):
         SNAIL(nn.Identity(), 4, ways, 1, start="matching", layers=layers)
 
 
