@@ -65,3 +65,10 @@ def test_every_variant_is_one_that_the_command_takes(
     monkeypatch.chdir(tmp_path)
     options = [*ablation.BASE, *training.QUICK, *ablation.VARIANTS[name], "--trainer.accelerator=cpu"]
     assert main(["fit", *options, "--trainer.fast_dev_run=1", "--keep_memory=false"]) == 0
+
+
+def test_a_root_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path / "data")
+    assert training._from_here(["--data.root=data", "--a=data"]) == [f"--data.root={here}", "--a=data"]
+    assert training._from_here(["--data.root", "data", "--a", "data"]) == ["--data.root", here, "--a", "data"]

@@ -67,6 +67,20 @@ def about_trainings(options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
 
 
+def _from_here(argv: Sequence[str]) -> list[str]:
+    """The options, with a relative ``--data.root`` as seen from this folder: a training runs in one of its own."""
+    found, is_root = [], False
+    for option in argv:
+        key, equals, value = option.partition("=")
+        if is_root:
+            option = str(Path(option).absolute())
+        elif key == "--data.root" and equals:
+            option = f"{key}={Path(value).absolute()}"
+        is_root = option == "--data.root"
+        found.append(option)
+    return found
+
+
 def train(what: str, argv: Sequence[str]) -> dict[str, Any]:
     """Run ``snail fit``.
 
@@ -85,7 +99,7 @@ def train(what: str, argv: Sequence[str]) -> dict[str, Any]:
     """
     name = "run"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "snail.experiments", "fit", *argv, f"--name={name}"]
+        command = [sys.executable, "-m", "snail.experiments", "fit", *_from_here(argv), f"--name={name}"]
         done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"snail fit {what} failed: {done.stderr.strip()}")
