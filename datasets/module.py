@@ -236,7 +236,9 @@ class ImageData(EpisodeData):
         """See ``EpisodeData.sampler``."""
         name = f"{self.dataset}/{self.split_name(part)}"
         ways = self.ways if ways is None else ways
-        trains = {"fixed_labels": self.fixed_labels, "max_queries": self.max_queries} if part == "train" else {}
+        trains: dict[str, Any] = {}
+        if part == "train":
+            trains = {"fixed_labels": self.fixed_labels, "max_queries": self.max_queries}
         return EpisodeSampler(self.images(part), name, ways=ways, shots=shots, queries=queries, seed=seed, **trains)
 
     def images(self, part: str) -> Images:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from jsonargparse import ArgumentParser
 
 from snail import Learner

@@ -5,17 +5,18 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``k`` s
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, Block, DenseBlock, Stack, TCBlock
+from .blocks import AttentionBlock, Block, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
 from .metric import products, prototypes
 from .sequences import serialize
+from .start import begin_as_matching_network
 
 __all__ = ["SNAIL"]
 
@@ -43,10 +44,8 @@ class SNAIL(EmbeddingLearner):
             counts as two there.
         prototype_similarity: What makes a prototype likely in the second loss: ``euclidean``, minus the squared
             distance, as in prototypical networks; or the inner ``product``, which is how attention compares.
-        start: Where training begins: with ``random`` layers; or ``matching``, as a matching network (Vinyals et al.,
-            2016): the second attention compares embeddings by their squared distance (over 2), for which the
-            convolutions before it make squares, and what it reads of the labels is the answer. All layers are there and are trained
-            as otherwise; they only begin elsewhere.
+        start: Where training begins: with ``random`` layers; or ``matching``, with layers set so that they answer as a
+            matching network does (``snail/start.py``). All of them are there and are trained as otherwise.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
@@ -104,7 +103,11 @@ class SNAIL(EmbeddingLearner):
         self.layers, self.start = layers, start
         self.network = Stack(*blocks, nn.Linear(channels, ways))
         if start == "matching":
-            self._begin_as_matching_network()
+            if layers != "all" or ways > 128:
+                raise ValueError(
+                    f"start is 'matching', which needs all layers (here {layers}) and at most 128 ways (here {ways})"
+                )
+            begin_as_matching_network(self.network, embedding_dim, ways)
 
     @property
     def note(self) -> str:
@@ -136,50 +139,6 @@ class SNAIL(EmbeddingLearner):
         if self.prototype_similarity == "euclidean":  # minus the squared distance, but for what all centres share
             logits = 2 * logits - centres.square().sum(-1).unsqueeze(1)
         return F.cross_entropy(logits.flatten(0, 1), truth.flatten().long())
-
-    def _begin_as_matching_network(self) -> None:
-        """Set weights so that the answer is 10 times ``softmax(-|q - k|^2 / 2) labels``, read by the second attention.
-
-        Products of queries and keys make a squared distance if squares are among their channels. The first layer of
-        convolutions makes those: a gated pair ``tanh(a) sigmoid(2 a) + tanh(-a) sigmoid(-2 a)`` is ``tanh(a)^2``, for
-        small a its square.
-        """
-        if self.layers != "all" or self.ways > 128:
-            raise ValueError(
-                f"start is 'matching', which needs all layers (here {self.layers}) and at most 128 ways (here "
-                f"{self.ways})"
-            )
-        _, convolutions, attention, *_, last = self.network.blocks
-        assert isinstance(convolutions, TCBlock) and isinstance(attention, AttentionBlock)
-        first, c = cast(DenseBlock, convolutions.blocks[0]), self.embedding_dim
-        label = slice(c, c + self.ways)
-        filters = first.out_channels - first.conv.taps.in_features
-        compared, small = filters // 2, 0.1
-        with torch.no_grad():
-            # As many directions of the embedding as there are pairs; all of them, turned, if it has no more.
-            directions = nn.init.orthogonal_(torch.empty(compared, c))
-            first.conv.taps.weight.zero_(), first.conv.bias.zero_()
-            now = first.conv.taps.weight[-2 * filters :, :c].unflatten(0, (2, 2, compared))  # tanh or gate, sign, pair
-            now.copy_(small * directions * torch.tensor([[1.0, -1.0], [2.0, -2.0]])[..., None, None])
-            made = first.conv.taps.in_features
-            squares = slice(made, made + filters)
-
-            size = attention.key_size
-            query, key, value = attention.project.weight.split([size, size, attention.value_size])
-            query_bias, key_bias, value_bias = attention.project.bias.split([size, size, attention.value_size])
-            for part in (query, key, query_bias, key_bias, value_bias):
-                part.zero_()
-            one = size**0.25  # a channel that is this in query and key adds 1 to the logit
-            query[:compared, :c] = key[:compared, :c] = one * directions
-            query_bias[compared] = key_bias[compared + 1] = one
-            key[compared, squares] = query[compared + 1, squares] = -one / (2 * small**2)
-            # What carries a label has 16 more, or a query, which is nearest to itself, would read itself.
-            query_bias[compared + 2], key[compared + 2, label] = 4 * one, 4 * one
-            value[: self.ways].zero_()
-            value[: self.ways, label] = torch.eye(self.ways)
-            read = attention.project.in_features
-            last.weight.zero_(), last.bias.zero_()
-            last.weight[:, read : read + self.ways] = 10 * torch.eye(self.ways)
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
