@@ -6,19 +6,20 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from importlib import import_module, resources
 from pathlib import Path
 from pydoc import locate
+from typing import Any
 
 import yaml
 
 from snail.results import read_results, record_text, results_markdown, results_table
 
-from .options import check_picture
+from .options import check_picture, take
 from .published import with_published
 
-__all__ = ["main"]
+__all__ = ["main", "run_trainer", "shipped_configs"]
 
 SHIPPED = Path(str(resources.files("snail.experiments")))  # configs and the results that they gave
 TRAINER_COMMANDS = ("fit", "validate", "test")
@@ -43,6 +44,7 @@ commands:
   data       make a data set ready and check it: miniImageNet in all its forms, Omniglot, your own folder
   configs    list the configs that ship with the package, with the figure each should give
   results    print results.json of one or more runs as a table  (snail results RUN ...)
+  rl         train and test agents that learn within a trial: bandits and tabular MDPs  (snail rl --help)
   bench      time what this package does against the plain way, on this machine  (snail bench NAME)
 
 `snail <command> --help` explains the options. --debug anywhere shows the traceback of an error. --trust PACKAGE lets
@@ -70,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         how = (
             "; the same command with --ckpt_path last goes on from the last checkpoint, if one was due"
-            if argv[:1] == ["fit"]
+            if argv[:1] == ["fit"] or argv[:2] == ["rl", "fit"]
             else ""
         )
         print(f"interrupted{how}", file=sys.stderr)
@@ -105,36 +107,54 @@ def _run(argv: list[str], debug: bool) -> int:
     if command == "results":
         print(list_results(rest))
         return 0
+    if command == "rl":
+        from .rl import main as rl
+
+        if not debug:
+            _quiet()
+        return rl(rest)
     if command in OWN_COMMANDS:
         run = import_module(OWN_COMMANDS[command], __package__)  # only when asked for: torch is slow to import
         status: int = run.main(rest)
         return status
     if command not in TRAINER_COMMANDS:
-        known = ", ".join([*TRAINER_COMMANDS, "configs", "results", *OWN_COMMANDS])
+        known = ", ".join([*TRAINER_COMMANDS, "configs", "results", "rl", *OWN_COMMANDS])
         raise ValueError(f"there is no command {command!r}; choose one of {known}")
-    _run_trainer(command, rest, debug)
-    return 0
-
-
-def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
-    # Lightning is slow to import; the other commands do without.
-    from snail.pretrained import WEIGHTS
-
-    from .runs import LINKED_KEY, RUNS, STARTED_KEY, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
-    from .trainer_cli import SnailCLI
+    from .trainer_cli import SnailCLI  # Lightning is slow to import; the other commands do without
 
     if not debug:
         _quiet()
+    run_trainer(SnailCLI, command, rest, configs="configs", built_in=BUILT_IN, starts={"--data"})
+    return 0
+
+
+def run_trainer(
+    make: Callable[..., Any], command: str, rest: list[str], *, configs: str, built_in: str, starts: Set[str]
+) -> None:
+    """Run a command of the trainer: configs by bare name, a checkpoint with the config of its run.
+
+    Args:
+        make: Parses the command line and runs the command, such as ``SnailCLI``.
+        command: Which one.
+        rest: What stands behind it.
+        configs: Folder of the shipped configs in the package.
+        built_in: The config, and the name, of a run for which none is given.
+        starts: Options that say as much as a config.
+    """
+    from snail.pretrained import WEIGHTS
+
+    from .runs import LINKED_KEY, RUNS, STARTED_KEY, checkpoint_config, find_checkpoint, latest_run, read_checkpoint
+
     if {"-h", "--help"} & set(rest):
-        SnailCLI([command, *_configs_by_name(rest)[0]], name=BUILT_IN)
+        make([command, *_configs_by_name(rest, configs, built_in)[0]], name=built_in)
         return
-    if command == "fit" and not {"--config", "-c", "--data", "--ckpt_path"} & {arg.split("=", 1)[0] for arg in rest}:
-        rest = ["--config", BUILT_IN, *rest]
-    rest, name = _configs_by_name(rest)
-    rest, trust = _take(rest, "--trust")
-    rest, given = _take(rest, "--ckpt_path")
+    if command == "fit" and not {"--config", "-c", "--ckpt_path", *starts} & {arg.split("=", 1)[0] for arg in rest}:
+        rest = ["--config", built_in, *rest]
+    rest, name = _configs_by_name(rest, configs, built_in)
+    rest, trust = take(rest, "--trust")
+    rest, given = take(rest, "--ckpt_path")
     if given:
-        _, names = _take(rest, "--name")
+        _, names = take(rest, "--name")
         by_name = given[-1] in ("last", "best") and not Path(given[-1]).exists()
         path = latest_run(RUNS, names[-1] if names else name) if by_name else Path(given[-1])
         prefer = "last.ckpt" if command == "fit" or given[-1] == "last" else "best.ckpt"
@@ -143,37 +163,21 @@ def _run_trainer(command: str, rest: list[str], debug: bool) -> None:
             raise ValueError(f"{checkpoint} holds weights only; a run can begin with them: --start_from {checkpoint}")
         content = read_checkpoint(checkpoint)
         config = checkpoint_config(content, checkpoint, trust)
-        rest, _ = _take(rest, "--config")  # it named the run; the run's own config and the flags count
+        rest, _ = take(rest, "--config")  # it named the run; the run's own config and the flags count
         rest = ["--config", yaml.safe_dump(config, sort_keys=False), *rest]
         told = {"linked": content.get(LINKED_KEY, {}), "started_from": content.get(STARTED_KEY, {})}
-        SnailCLI([command, *rest], name=config.get("name", name), checkpoint=checkpoint, **told)
+        make([command, *rest], name=config.get("name", name), checkpoint=checkpoint, **told)
         return
-    SnailCLI([command, *rest], name=name, trust=trust)
+    make([command, *rest], name=name, trust=trust)
 
 
-def _take(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """Take ``option VALUE`` and ``option=VALUE`` out of a command line: what is left, and the values."""
-    left, values, rest = [], [], iter(argv)
-    for arg in rest:
-        if arg == option:
-            value = next(rest, None)
-            if value is None:
-                raise ValueError(f"{option} needs a value")
-            values.append(value)
-        elif arg.startswith(f"{option}="):
-            values.append(arg.split("=", 1)[1])
-        else:
-            left.append(arg)
-    return left, values
-
-
-def _configs_by_name(argv: list[str]) -> tuple[list[str], str]:
+def _configs_by_name(argv: list[str], configs: str, built_in: str) -> tuple[list[str], str]:
     """Put the path of a shipped config in the place of its bare name; also the last config's name."""
-    found, name, expects = [], BUILT_IN, False
+    found, name, expects = [], built_in, False
     for arg in argv:
         if expects or arg.startswith("--config="):
             value = arg.split("=", 1)[1] if not expects else arg
-            path = _config_path(value)
+            path = _config_path(value, configs)
             name = path.stem
             arg = str(path) if expects else f"--config={path}"
         expects = arg in ("--config", "-c")
@@ -181,30 +185,36 @@ def _configs_by_name(argv: list[str]) -> tuple[list[str], str]:
     return found, name
 
 
-def _config_path(value: str) -> Path:
+def _config_path(value: str, configs: str) -> Path:
     path = Path(value)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in _shipped_configs()}
+    shipped = {file.stem: file for file in shipped_configs(configs)}
     if value.removesuffix(".yaml") in shipped:
         return shipped[value.removesuffix(".yaml")]
     raise FileNotFoundError(f"there is no config {value!r}: neither a file nor one of {', '.join(sorted(shipped))}")
 
 
-def _shipped_configs() -> list[Path]:
-    return sorted(SHIPPED.glob("configs/*.yaml"))
+def shipped_configs(configs: str = "configs") -> list[Path]:
+    """The configs in a folder of the package, by name."""
+    return sorted((SHIPPED / configs).glob("*.yaml"))
 
 
 def list_configs() -> str:
     """The shipped configs, each with the comment at its head and the results that it gave."""
     lines = []
-    for path in _shipped_configs():
-        head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    for path in shipped_configs():
+        head = config_head(path)
         command = "fit" if _needs_training(path) else "test"
         lines += [path.stem, *(f"    {line}" for line in head), f"    snail {command} --config {path.stem}"]
         for record in read_results([SHIPPED / "results" / path.stem / "results.json"]):
             lines.append(f"    gave {record_text(record)}")
     return "\n".join(lines)
+
+
+def config_head(config: Path) -> list[str]:
+    """The comment at the head of a config, line by line."""
+    return [line[1:].strip() for line in config.read_text().splitlines() if line.startswith("#")]
 
 
 def _needs_training(config: Path) -> bool:
@@ -219,7 +229,7 @@ def list_results(argv: Sequence[str]) -> str:
         argv: Runs' folders or ``results.json`` files; ``--markdown`` for tables to paste, a line for each run;
             ``--picture FILE`` to draw them too.
     """
-    argv, pictures = _take(argv, "--picture")
+    argv, pictures = take(argv, "--picture")
     for picture in pictures:
         check_picture(Path(picture))
     if unknown := [arg for arg in argv if arg.startswith("-") and arg != "--markdown"]:

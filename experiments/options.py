@@ -1,12 +1,13 @@
-"""What the commands besides the trainer's share in reading their options."""
+"""What commands share in reading their options."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["OptionParser", "check_output", "check_picture", "whole_number"]
+__all__ = ["OptionParser", "check_output", "check_picture", "take", "whole_number"]
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -50,3 +51,23 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix != ".png" or not path.parent.is_dir():
         raise ValueError(f"--picture {path} must name a .png file in a folder that exists")
+
+
+def take(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Take ``option VALUE`` and ``option=VALUE`` out of a command line: what is left, and the values.
+
+    Raises:
+        ValueError: If the last has no value.
+    """
+    left, values, rest = [], [], iter(argv)
+    for arg in rest:
+        if arg == option:
+            value = next(rest, None)
+            if value is None:
+                raise ValueError(f"{option} needs a value")
+            values.append(value)
+        elif arg.startswith(f"{option}="):
+            values.append(arg.split("=", 1)[1])
+        else:
+            left.append(arg)
+    return left, values

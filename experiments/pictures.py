@@ -31,6 +31,7 @@ __all__ = [
     "draw_learning_curve",
     "draw_precisions",
     "draw_results",
+    "draw_returns",
     "results_hash",
 ]
 
@@ -71,6 +72,30 @@ def draw_learning_curve(metrics: Path, picture: Path, *, chance: float | None, t
         right.legend(loc="lower right" if metric.higher_is_better else "upper right", frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_returns(metrics: Path, picture: Path, *, published: float | None, title: str) -> None:
+    """Mean return and entropy over the iterations of a run of ``snail rl``, from its ``metrics.csv``.
+
+    Args:
+        metrics: The file to read.
+        picture: The PNG to write.
+        published: The published mean return, drawn as a line; ``None`` for no line.
+        title: What the run is called.
+    """
+    with metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/return")]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    steps = [float(row["step"]) for row in rows]
+    for axes, key, what in zip(figure.subplots(1, 2), ("return", "entropy"), ("mean return", "entropy"), strict=True):
+        axes.plot(steps, [float(row[f"train/{key}"]) for row in rows], color=BLUE, linewidth=1)
+        axes.set(title=f"{what}, training trials", xlabel="iteration")
+        axes.spines[["top", "right"]].set_visible(False)
+    if published is not None:
+        figure.axes[0].axhline(published, color=ORANGE, linestyle=":", label="published")
+        figure.axes[0].legend(loc="lower right", frameon=False)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
 

@@ -43,12 +43,114 @@ from .runs import (
 )
 from .terminal import MetricsCsv, RunProgress
 
-__all__ = ["SnailCLI"]
+__all__ = ["RunCLI", "SnailCLI"]
 
 COMPARED = ("on pixels", "untrained")  # how results name what nothing was learned for
 
 
-class SnailCLI(LightningCLI):
+class RunCLI(LightningCLI):
+    """LightningCLI whose runs have folders: what is the same whatever is trained.
+
+    Attributes:
+        default_name: What to call the run if ``--name`` does not.
+        checkpoint: The checkpoint that ``--ckpt_path`` was found to mean.
+        started_from: What is known of the run whose weights training began with.
+        run: The run's folder, once there is a trainer.
+    """
+
+    default_name: str
+    checkpoint: Path | None
+    started_from: dict[str, Any]
+    run: Path
+    progress: type[RunProgress] = RunProgress
+    keep: type[KeepCheckpoints] = KeepCheckpoints
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a copy of the parent's method without its warning about calls from Python."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's config came first on the command line."""
+
+    @property
+    def options(self) -> Namespace:
+        """The options of the command that runs."""
+        options: Namespace = self.config[str(self.subcommand)]
+        return options
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the run's folder behind it, which is made here."""
+        settings = self._get(self.config_init, "trainer")
+        self.run = self._run_folder(bool(settings["fast_dev_run"]))
+        callbacks: list[Any] = []
+        keeps, training = not settings["fast_dev_run"], self.subcommand == "fit"
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(self.progress())
+        if keeps and (training or self.checkpoint is None):
+            callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments(), self.started_from))
+        if keeps and training and settings["enable_checkpointing"] is not False:
+            callbacks.append(self.keep(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
+        kwargs |= {"callbacks": [*_as_list(settings["callbacks"]), *callbacks]}
+        kwargs |= {"plugins": [*_as_list(settings["plugins"]), AtomicCheckpointIO()]}
+        if settings["logger"] in (None, True):
+            kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_folder(self, fast_dev_run: bool) -> Path:
+        """A new run's folder; that of the checkpoint to score, or to go on from where that is its run's last."""
+        if self.checkpoint is not None and (self.subcommand != "fit" or self.checkpoint.name == "last.ckpt"):
+            run: Path = self.checkpoint.parent
+            if self.subcommand != "fit":
+                # That it can be read and written is known before hours of work.
+                self._check_results(run / "results.json")
+                if not os.access(run, os.W_OK):
+                    raise PermissionError(
+                        f"{run} cannot be written, but the results go there; copy the checkpoint elsewhere"
+                    )
+            return run
+        if fast_dev_run:
+            return RUNS / str(self.options.name)  # Lightning writes nothing then
+        another = cast(Any, rank_zero_only).rank > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+        if another:  # the first process makes the folder; it alone writes, and tells the others later
+            return RUNS / str(self.options.name)
+        return new_run(RUNS, str(self.options.name))
+
+    def _check_results(self, path: Path) -> None:
+        """Refuse a file of results that cannot be added to."""
+        read_results([path])
+
+    def _linked_arguments(self) -> dict[str, int]:
+        """The model's arguments that came from the data."""
+        return {}
+
+    def _config_text(self) -> str:
+        config = self.options.clone()
+        config.pop("config", None)
+        config.pop("ckpt_path", None)
+        text: str = self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True, format="yaml")
+        return text
+
+    def _loggers(self) -> list[Any]:
+        loggers: list[Any] = [MetricsCsv(self.run)]
+        if find_spec("tensorboard") is None:
+            return loggers
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return [*loggers, TensorBoardLogger(str(self.run), name=None, version="tensorboard")]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        quietly = {} if subcommand == "fit" else {"verbose": False}
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | quietly
+        if self.checkpoint is not None:
+            kwargs["ckpt_path"] = str(self.checkpoint)
+        return kwargs
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            print(text, flush=True)
+
+
+class SnailCLI(RunCLI):
     """LightningCLI over ``FewShot`` and ``EpisodeData``.
 
     Args:
@@ -137,20 +239,7 @@ class SnailCLI(LightningCLI):
             compute_fn=lambda train, evaluated: max(*train, *evaluated),
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; a copy of the parent's method without its warning about calls from Python."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: the checkpoint's config came first on the command line."""
-
     # -- making things -----------------------------------------------------------------------------------------
-
-    @property
-    def options(self) -> Namespace:
-        """The options of the command that runs."""
-        options: Namespace = self.config[str(self.subcommand)]
-        return options
 
     def before_instantiate_classes(self) -> None:
         """Take the levers that make a run faster."""
@@ -192,7 +281,7 @@ class SnailCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with the run's folder behind it, which is made once all else is known to be in order."""
+        """See ``RunCLI.instantiate_trainer``; all else is known to be in order then."""
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
         for parameter in self.model.parameters():
             if parameter.ndim == 4:  # of a convolution of images; those of volumes have no such layout
@@ -202,39 +291,7 @@ class SnailCLI(LightningCLI):
             learner, data = self.model.learner, self.datamodule
             self.started_from = start_from(learner, data, self.options.start_from, trust=self.trust)
         self._check_episodes()
-        settings = self._get(self.config_init, "trainer")
-        self.run = self._run_folder(bool(settings["fast_dev_run"]))
-        callbacks: list[Any] = []
-        keeps, training = not settings["fast_dev_run"], self.subcommand == "fit"
-        if settings["enable_progress_bar"] is not False:
-            callbacks.append(RunProgress())
-        if keeps and (training or self.checkpoint is None):
-            callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments(), self.started_from))
-        if keeps and training and settings["enable_checkpointing"] is not False:
-            callbacks.append(KeepCheckpoints(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
-        kwargs |= {"callbacks": [*_as_list(settings["callbacks"]), *callbacks]}
-        kwargs |= {"plugins": [*_as_list(settings["plugins"]), AtomicCheckpointIO()]}
-        if settings["logger"] in (None, True):
-            kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         return super().instantiate_trainer(**kwargs)
-
-    def _run_folder(self, fast_dev_run: bool) -> Path:
-        """A new run's folder; that of the checkpoint to score, or to go on from where that is its run's last."""
-        if self.checkpoint is not None and (self.subcommand != "fit" or self.checkpoint.name == "last.ckpt"):
-            run: Path = self.checkpoint.parent
-            if self.subcommand != "fit":
-                read_results([run / "results.json"])  # that it can be read and written is known before hours of work
-                if not os.access(run, os.W_OK):
-                    raise PermissionError(
-                        f"{run} cannot be written, but the results go there; copy the checkpoint elsewhere"
-                    )
-            return run
-        if fast_dev_run:
-            return RUNS / str(self.options.name)  # Lightning writes nothing then
-        another = cast(Any, rank_zero_only).rank > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
-        if another:  # the first process makes the folder; it alone writes, and tells the others later
-            return RUNS / str(self.options.name)
-        return new_run(RUNS, str(self.options.name))
 
     def _check_episodes(self) -> None:
         """Make a sampler of each kind and answer one episode: what cannot work is said before anything is written."""
@@ -268,28 +325,6 @@ class SnailCLI(LightningCLI):
     def _linked_arguments(self) -> dict[str, int]:
         arguments = self.options.model.learner.init_args
         return {key: arguments[key] for key in ("ways", "max_shots") if arguments.get(key) is not None}
-
-    def _config_text(self) -> str:
-        config = self.options.clone()
-        config.pop("config", None)
-        config.pop("ckpt_path", None)
-        text: str = self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True, format="yaml")
-        return text
-
-    def _loggers(self) -> list[Any]:
-        loggers: list[Any] = [MetricsCsv(self.run)]
-        if find_spec("tensorboard") is None:
-            return loggers
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return [*loggers, TensorBoardLogger(str(self.run), name=None, version="tensorboard")]
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        quietly = {} if subcommand == "fit" else {"verbose": False}
-        kwargs = super()._prepare_subcommand_kwargs(subcommand) | quietly
-        if self.checkpoint is not None:
-            kwargs["ckpt_path"] = str(self.checkpoint)
-        return kwargs
 
     # -- the commands ------------------------------------------------------------------------------------------
 
@@ -359,10 +394,6 @@ class SnailCLI(LightningCLI):
             self._finish_scoring(kept, [*self._comparisons(), *self.model.results])
         else:
             self._say(f"test it:  snail test --ckpt_path {self.run}")
-
-    def _say(self, text: str) -> None:
-        if self.trainer.is_global_zero:
-            print(text, flush=True)
 
     def after_validate(self) -> None:
         """Print and keep the results."""

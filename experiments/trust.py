@@ -1,7 +1,7 @@
 """A look at a config that came with a checkpoint, before anything in it is acted on.
 
 A parser that makes classes from their names would call whatever a config names. Only classes of trusted packages that
-are networks, optimisers or data may be named in one that came from elsewhere.
+are networks, optimisers, data or environments may be named in one that came from elsewhere.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 
+from snail.rl import Environment
+
 __all__ = ["check_config"]
 
 TRUSTED = ("snail", "torch", "torchvision")
-KINDS = (torch.nn.Module, torch.optim.Optimizer, LightningDataModule)
+KINDS = (torch.nn.Module, torch.optim.Optimizer, LightningDataModule, Environment)
 OPTIONS = {"name", "start_from", "checkpoint_minutes", "keep_memory", "channels_last"}
 SECTIONS = {"seed_everything", "trainer", "model", "data", *OPTIONS}
 FREE_TEXT = {
@@ -42,8 +44,8 @@ def check_config(config: Any, source: Path, trust: Iterable[str] = ()) -> dict[s
         The config.
 
     Raises:
-        ValueError: If it names what is not a network, an optimiser or data of a trusted package, hides a config in a
-            string, points to a file, or is no config of a run.
+        ValueError: If it names what is not a network, an optimiser, data or an environment of a trusted package, hides
+            a config in a string, points to a file, or is no config of a run.
     """
     if not isinstance(config, dict) or not config.keys() <= SECTIONS:
         raise ValueError(

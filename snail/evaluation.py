@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "evaluate_each",
     "hardware",
+    "machine",
     "metric_in",
 ]
 
@@ -349,16 +350,23 @@ def _evaluation_mode(learner: Learner) -> Iterator[None]:
 
 def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
     """Facts about a learner and the machine that belong into every result."""
-    try:
-        own_version = version("snail-meta")
-    except PackageNotFoundError:  # used from a folder that was never installed
-        own_version = "unknown"
     return {
         "learner": type(learner).__name__,
         "network": learner.network_name,
         "note": learner.note,
         "batch_norm": learner.batch_norm,
         "parameters": sum(p.numel() for p in learner.parameters()),
+        **machine(device),
+    }
+
+
+def machine(device: torch.device | str) -> dict[str, Any]:
+    """Facts about the machine that belong into every result: versions, the kind of device, the hardware."""
+    try:
+        own_version = version("snail-meta")
+    except PackageNotFoundError:  # used from a folder that was never installed
+        own_version = "unknown"
+    return {
         "versions": {
             "snail": own_version,
             "torch": str(torch.__version__),

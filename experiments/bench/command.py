@@ -20,6 +20,7 @@ KINDS = {
     "device": "how well a training step uses the device, GPU or CPU",
     "precision": "training in half precision beside float32",
     "ablation": "what each part of the network and of its training is worth",
+    "rl": "an agent that plays on with a state against one that reads its trial again at each step",
     "data": "episodes drawn a second, and what a training step waits for its data",
 }
 """The benchmarks by name; each is the module of this name."""

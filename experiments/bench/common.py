@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snail import Learner
-from snail.evaluation import describe
+from snail.evaluation import machine
 from snail.files import replacing
 
 from ..levers import keep_memory
@@ -86,22 +85,20 @@ def largest_difference(shared: Tensor, plain: Tensor, ways: str) -> float:
     return difference
 
 
-def about_run(learner: Learner, options: argparse.Namespace, device: str = "cpu") -> dict[str, Any]:
+def about_run(options: argparse.Namespace, device: str = "cpu") -> dict[str, Any]:
     """Facts about the machine and the run that belong into every report; a busy machine is warned of.
 
     Args:
-        learner: What is timed.
         options: ``quick`` and ``keep_memory``.
         device: Where it runs.
     """
-    about = describe(learner, device)
+    about = machine(device)
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # of the minute before
     memory = ", memory kept" if options.keep_memory else ""
     print(f"{about['hardware']}, torch {about['versions']['torch']}, float32{memory}")
     if load is not None and load > 0.5:
         print(f"load {load:.1f} in the last minute: other work slows the ways unequally; quote quiet runs only")
-    report = {key: about[key] for key in ("versions", "device", "hardware")}
-    report |= {"threads": torch.get_num_threads(), "load": load, "dtype": "float32", "quick": options.quick}
+    report = about | {"threads": torch.get_num_threads(), "load": load, "dtype": "float32", "quick": options.quick}
     return report | {"keep_memory": options.keep_memory}
 
 

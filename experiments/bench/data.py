@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
     if options.mini_imagenet is not None:
         sets.append(MiniImageNet(options.mini_imagenet, train_ways=20, queries=5, batch_size=1))
     torch.manual_seed(0)
-    report = about_run(SNAIL(Conv4(), 64, 5, 5), options) | {"drawing": [], "waiting": []}
+    report = about_run(options) | {"drawing": [], "waiting": []}
     print(f"\n{'ready episodes a second':<44}{'here':>12}{'a file an item':>18}{'ratio':>9}", flush=True)
     for data in sets:
         for setting in SETTINGS[:1] if options.quick else SETTINGS:

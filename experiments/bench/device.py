@@ -551,7 +551,7 @@ def main(argv: Sequence[str]) -> int:
         print(markdown_table(json.loads(options.show.read_text())))
         return 0
     device = options.device
-    report = about_run(SETTINGS[0].build(), options, device)
+    report = about_run(options, device)
     del report["dtype"]  # each way has its own
     if device == "cuda":
         report["versions"]["cuda"] = torch.version.cuda

@@ -663,7 +663,7 @@ def main(argv: Sequence[str]) -> int:
     if options.show is not None:
         print(markdown_table(json.loads(options.show.read_text())))
         return 0
-    report = about_run(SNAIL(Conv4(), 64, 5, 5), options)  # its dtype and kept memory are those of the plain way
+    report = about_run(options)  # its dtype and kept memory are those of the plain way
     report["versions"]["lightning"] = version("lightning")
     report |= {"pairs": options.pairs, "seconds": options.seconds}
     with tempfile.TemporaryDirectory() as folder:

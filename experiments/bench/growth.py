@@ -489,7 +489,7 @@ def main(argv: Sequence[str]) -> int:
         report = json.loads(options.show.read_text())
         print(markdown_table(report))
     else:
-        report = about_run(SNAIL(Conv4(), EMBEDDING, WAYS, 1), options)
+        report = about_run(options)
         report |= {"repeats": options.repeats, "points": []}
         print(f"\n{'':<52}{'size':>8}{'time':>14}{'memory':>12}", flush=True)
         for job in _jobs(options):

@@ -387,7 +387,7 @@ def main(argv: Sequence[str]) -> int:
     if options.show is not None:
         print(markdown_table(json.loads(options.show.read_text())))
         return 0
-    report = about_run(MAML(Conv4(out_features=5), ways=5), options, options.device)
+    report = about_run(options, options.device)
     report |= {"network": Conv4().description, "left_out": {}, "settings": []}
     head = ("ms a task", "ratio median (min-max)", "peak memory, MiB", "pairs")
     print(f"\n  {'':<26}{head[0]:>12}{head[1]:>26}{head[2]:>18}{head[3]:>8}")

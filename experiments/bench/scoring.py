@@ -201,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     torch.manual_seed(0)
     data = Glyphs() if options.omniglot is None else Omniglot(options.omniglot)
-    report = about_run(SNAIL(Conv4(), 64, WAYS, SHOTS), options)
+    report = about_run(options)
     report["scoring"] = time_scoring(data, options)
     print("\n" + markdown_table(report))
     write_report(report, options.output)

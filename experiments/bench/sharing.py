@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         print(markdown_table(json.loads(options.show.read_text())))
         return 0
     torch.manual_seed(0)
-    report = about_run(SNAIL(Conv4(), 64, 5, 1), options) | {"training": []}
+    report = about_run(options) | {"training": []}
 
     head = ("ratio median (min-max)", "pairs", "plain way timed on")
     print("\n" + _line("training step", "queries a class", "shared ms/query", "plain ms/query", *head), flush=True)

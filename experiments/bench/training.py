@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from snail import SNAIL, Conv4
 from snail.results import read_results
 
 from ..options import check_picture, whole_number
@@ -63,7 +62,7 @@ class TrainingParser(BenchParser):
 
 def about_trainings(options: argparse.Namespace) -> dict[str, Any]:
     """What a report tells of the machine; precision and memory are each training's own."""
-    report = about_run(SNAIL(Conv4(), 64, 5, 5), options)
+    report = about_run(options)
     return {key: value for key, value in report.items() if key not in ("dtype", "keep_memory")}
 
 
