@@ -145,6 +145,7 @@ def test_the_gate_runs_the_readmes_test_command() -> None:
 
 def test_readme_results_are_what_the_command_prints() -> None:
     assert between("snail results --markdown") == printed(["results", "--markdown"])
+    assert between("snail rl results --markdown", MEASURED) == printed(["rl", "results", "--markdown"])
 
 
 def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> None:
