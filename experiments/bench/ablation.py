@@ -32,12 +32,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "1 shot alone": ("--data.train_shots=[1,1]",),
     "5 shots alone": ("--data.train_shots=[5,5]",),
     "1 query an episode, not 10": ("--data.max_queries=1",),
+    "float32, not bfloat16": ("--trainer.precision=32-true",),
     "25 queries an episode, not 10": ("--data.queries=5",),
     "prototypical loss over an episode's classes": (f"{LEARNER}.prototypes=episode",),
     "no prototypical loss": (f"{LEARNER}.prototype_loss=0",),
     "begun as a matching network": (f"{LEARNER}.start=matching",),
     "images distorted": ("--data.distortion=1",),
-    "float32, not bfloat16": ("--trainer.precision=32-true",),
 }
 """What is varied, and the options of ``snail fit`` that do it; the first is what the others are compared with."""
 
