@@ -459,9 +459,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "bf16_is_fast", lambda accelerator: True)
     monkeypatch.setattr(device, "rates", lambda where, **options: RATES)
-    monkeypatch.setattr(
-        device, "about_run", lambda learner, options, where: {**ABOUT, "device": where, "keep_memory": False}
-    )
+    monkeypatch.setattr(device, "about_run", lambda options, where: {**ABOUT, "device": where, "keep_memory": False})
     return Here
 
 
