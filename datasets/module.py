@@ -85,9 +85,9 @@ class EpisodeData(LightningDataModule, ABC):
         return ""
 
     @property
-    def training_note(self) -> str:
-        """What results say of the training episodes beside, such as that images were distorted; usually nothing."""
-        return ""
+    def training_notes(self) -> dict[str, str]:
+        """What results say of the training episodes where it is not the usual: ``on`` which classes, and a ``note``."""
+        return {"on": self.trained_on} if self.trained_on else {}
 
     # -- what a source of episodes adds ------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class ImageData(EpisodeData):
         ways: Classes in an episode.
         train_ways: Classes in a training episode, for learners that take any number; as many as ``ways`` if not given.
         fixed_labels: Whether each training class keeps one label in all episodes instead of a new one in each: a trap,
-            to be seen (``snail bench ablation`` shows it).
+            to be seen.
         max_queries: Most queries of a training episode, drawn among those of all its classes; 1 is one question an
             episode, as in the papers. All of them if not given.
         distortion: How much training images are turned, stretched, slanted and shifted at random each time they are
@@ -190,7 +190,7 @@ class ImageData(EpisodeData):
         **kwargs: See ``EpisodeData``.
 
     Raises:
-        ValueError: If ``distortion`` is negative.
+        ValueError: If ``distortion`` is negative; of ``max_queries`` see ``EpisodeSampler``.
     """
 
     ways: int
@@ -216,9 +216,11 @@ class ImageData(EpisodeData):
         self._images: dict[str, Images] = {}
 
     @property
-    def training_note(self) -> str:
-        """See ``EpisodeData.training_note``."""
-        return f"images distorted by {self.distortion:g}" if self.distortion else ""
+    def training_notes(self) -> dict[str, str]:
+        """See ``EpisodeData.training_notes``; it tells of distorted images."""
+        return super().training_notes | (
+            {"note": f"images distorted by {self.distortion:g}"} if self.distortion else {}
+        )
 
     @abstractmethod
     def load(self, part: str) -> Images:

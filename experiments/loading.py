@@ -91,9 +91,7 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
     run = load_run(path, trust=trust)
     facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
     facts |= training_facts(read_checkpoint(run.checkpoint))
-    facts |= {"dataset": run.data.dataset, "split": run.data.split, "on": run.data.trained_on}
-    if run.data.training_note:
-        facts["note"] = run.data.training_note
+    facts |= {"dataset": run.data.dataset, "split": run.data.split, **run.data.training_notes}
     before: dict[str, Any] | None = facts
     while before:  # what it began with itself was seen too
         _check_unseen(before, data)
@@ -121,7 +119,7 @@ def _check_unseen(before: dict[str, Any], data: EpisodeData) -> None:
             f"{before['run']} was trained on the split {before['split']} of {data.dataset}, some of whose classes are "
             f"validated or tested on in {data.split}; start from a run on the same split"
         )
-    if before["on"] and not data.trained_on and data.eval_episodes["val"]:
+    if before.get("on") and not data.trained_on and data.eval_episodes["val"]:
         raise ValueError(
             f"{before['run']} was trained on {before['on']}, so that validation would tell nothing; give "
             f"--data.train_on_validation true, or --data.val_episodes 0"

@@ -6,7 +6,6 @@ mean return over new trials, with what is needed to get it again.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from snail.evaluation import machine
-from snail.files import file_hash, replacing
+from snail.files import file_hash
+from snail.records import markdown_rows, merge_records, read_records, text_table
 from snail.rl import PPO
 
 from .cli import SHIPPED, config_head, run_trainer, shipped_configs
@@ -131,25 +131,15 @@ class RLCLI(RunCLI):
         started_from: Mapping[str, Any] | None = None,
         trust: Sequence[str] = (),
     ) -> None:
-        self.default_name = name
-        self.checkpoint = checkpoint
-        self.started_from = dict(started_from or {})
-        parser = {"exit_on_error": False, "allow_abbrev": False}
+        defaults = {"max_epochs": 1, "devices": 1, "log_every_n_steps": 1}
         super().__init__(
             PPO,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={
-                "max_epochs": 1,
-                "devices": 1,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "log_every_n_steps": 1,
-            },
-            parser_kwargs={"prog": "snail rl", **parser, **{command: parser for command in self.subcommands()}},
             args=list(args),
+            prog="snail rl",
+            name=name,
+            checkpoint=checkpoint,
+            started_from=started_from,
+            trainer_defaults=defaults,
         )
 
     @staticmethod
@@ -287,6 +277,11 @@ def list_results(argv: Sequence[str]) -> str:
 # -- results -------------------------------------------------------------------------------------------------------
 
 NEEDED = ("environment", "seed", "agent", "trials", "return", "ci95", "checkpoint")
+IDENTITY = (
+    *("environment", *(key for keys in SETTINGS.values() for key in keys), *USUAL),
+    *("seed", "agent", "trials", "checkpoint"),
+)
+"""What makes two records the same measurement."""
 
 
 def read_returns(paths: Iterable[Path], *, must_exist: bool = False) -> list[dict[str, Any]]:
@@ -296,20 +291,12 @@ def read_returns(paths: Iterable[Path], *, must_exist: bool = False) -> list[dic
         ValueError: If a file is not a list of such records.
         FileNotFoundError: If ``must_exist`` and one is missing.
     """
-    records: list[dict[str, Any]] = []
-    for path in paths:
-        if not path.exists():
-            if must_exist:
-                raise FileNotFoundError(f"there is no {path}; `snail rl test` writes it")
-            continue
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
-        if not isinstance(found, list) or any(key not in record for record in found for key in NEEDED):
-            raise ValueError(f"{path} does not hold a list of results of `snail rl test`; move it away and run again")
-        records += found
-    return records
+    return read_records(paths, _fault, written_by="snail rl test", must_exist=must_exist)
+
+
+def _fault(record: Mapping[str, Any]) -> str | None:
+    missing = [key for key in NEEDED if key not in record]
+    return f"without {missing[0]!r}" if missing else None
 
 
 def merge_returns(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -318,9 +305,7 @@ def merge_returns(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: If the file is there but is not a list of records.
     """
-    merged = {_identity(record): dict(record) for record in [*read_returns([path]), *records]}
-    with replacing(path) as file:
-        file.write(json.dumps(list(merged.values()), indent=2) + "\n")
+    merge_records(path, read_returns([path]), records, IDENTITY)
 
 
 def returns_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = False) -> str:
@@ -340,13 +325,7 @@ def returns_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = Fals
     ]
     if not rows:
         return "no results"
-    if markdown:
-        return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(markdown_rows([heads, *rows])) if markdown else text_table([heads, *rows])
 
 
 def _scores(returns: Tensor, optimal: Tensor | None) -> dict[str, Any]:
@@ -361,12 +340,6 @@ def _scores(returns: Tensor, optimal: Tensor | None) -> dict[str, Any]:
         around = interval(100 * (returns - share * optimal) / scale)  # of a ratio of means
         scores |= {"optimal": scale, "share": 100 * share, "share_ci95": around}
     return scores
-
-
-def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
-    facts = [key for keys in SETTINGS.values() for key in keys]
-    keys = ("environment", *facts, *USUAL, "seed", "agent", "trials", "checkpoint")
-    return tuple(json.dumps(record.get(key)) for key in keys)
 
 
 def _published(facts: Mapping[str, Any], agent: str) -> str | None:

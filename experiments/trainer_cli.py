@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -64,6 +64,35 @@ class RunCLI(LightningCLI):
     run: Path
     progress: type[RunProgress] = RunProgress
     keep: type[KeepCheckpoints] = KeepCheckpoints
+
+    def __init__(
+        self,
+        model: type[LightningModule],
+        data: type[LightningDataModule] | None = None,
+        *,
+        args: list[str],
+        prog: str,
+        name: str,
+        checkpoint: Path | None,
+        started_from: Mapping[str, Any] | None,
+        trainer_defaults: dict[str, Any],
+    ) -> None:
+        self.default_name = name
+        self.checkpoint = checkpoint
+        self.started_from = dict(started_from or {})
+        parser = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            model,
+            data,
+            subclass_mode_data=data is not None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False, **trainer_defaults},
+            parser_kwargs={"prog": prog, **parser, **{command: parser for command in self.subcommands()}},
+            args=args,
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; a copy of the parent's method without its warning about calls from Python."""
@@ -172,29 +201,18 @@ class SnailCLI(RunCLI):
         started_from: Mapping[str, Any] | None = None,
         trust: Sequence[str] = (),
     ) -> None:
-        self.default_name = name
-        self.checkpoint = checkpoint
         self.linked = linked or {}
-        self.started_from = dict(started_from or {})
         self.trust = trust
-        parser = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             FewShot,
             EpisodeData,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={
-                "max_epochs": 20,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "log_every_n_steps": 25,
-            },
-            parser_kwargs={"prog": "snail", **parser, **{command: parser for command in self.subcommands()}},
             # Said first, not as a default: a default would leave its arguments to whatever class is named later.
             args=[args[0], "--data=snail.datasets.Glyphs", *args[1:]],
+            prog="snail",
+            name=name,
+            checkpoint=checkpoint,
+            started_from=started_from,
+            trainer_defaults={"max_epochs": 20, "log_every_n_steps": 25},
         )
 
     # -- the options -------------------------------------------------------------------------------------------
@@ -457,10 +475,7 @@ class SnailCLI(RunCLI):
         about_checkpoint["processes"] = self.trainer.world_size
         if checkpoint is not None:
             training = training_facts(read_checkpoint(checkpoint))
-            if self.datamodule.trained_on:
-                training["on"] = self.datamodule.trained_on
-            if self.datamodule.training_note:
-                training["note"] = self.datamodule.training_note
+            training |= self.datamodule.training_notes
             about_checkpoint |= {"checkpoint": file_hash(checkpoint), "training": training}
         records = []
         for result in results:

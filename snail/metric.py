@@ -36,12 +36,6 @@ def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: in
     return -(query.unsqueeze(2) - prototypes(support, support_y, ways).unsqueeze(1)).square().sum(-1)
 
 
-def products(query: Tensor, centres: Tensor) -> Tensor:
-    """The inner product of each query ``(b, q, c)`` with each of ``centres`` ``(b, n, c)``: ``(b, q, n)``."""
-    with torch.autocast(query.device.type, enabled=False):  # half precision cannot tell near ones apart
-        return query @ centres.transpose(1, 2)
-
-
 class ProtoNet(EmbeddingLearner):
     """Prototypical network (Snell et al., 2017): a query belongs to the class whose mean embedding is nearest.
 
@@ -52,40 +46,26 @@ class ProtoNet(EmbeddingLearner):
         embedding: Any module from ``(items, *item)`` to ``(items, c)``.
         scale: What squared distances are multiplied by before the softmax, 1 in the paper. They grow with the number
             of channels; a wide embedding begins with answers that are far too sure, and learns faster with less.
-        similarity: ``euclidean``, minus the squared distance, as in the paper; or the inner ``product``, which is how
-            attention compares: an embedding trained with it is ready for ``SNAIL(start="matching")``.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, n one more than the largest label in the support.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or ``similarity`` is another word.
+        ValueError: If ``scale`` is not positive.
     """
 
-    def __init__(
-        self,
-        embedding: nn.Module,
-        *,
-        scale: float = 1.0,
-        similarity: Literal["euclidean", "product"] = "euclidean",
-    ) -> None:
+    def __init__(self, embedding: nn.Module, *, scale: float = 1.0) -> None:
         super().__init__(embedding)
-        if similarity not in ("euclidean", "product"):
-            raise ValueError(f"similarity is {similarity!r}; choose euclidean or product")
-        self.scale, self.similarity = _positive(scale), similarity
+        self.scale = _positive(scale)
 
     @property
     def note(self) -> str:
-        """See ``Learner.note``; it tells of a similarity or a scale other than the paper's."""
-        told = [] if self.similarity == "euclidean" else [self.similarity]
-        return ", ".join(told + ([] if self.scale == 1 else [f"scale {self.scale:g}"]))
+        """See ``Learner.note``; it tells of a scale other than the paper's."""
+        return "" if self.scale == 1 else f"scale {self.scale:g}"
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
-        support, query, ways = precise(support), precise(query), _ways(support_y)
-        if self.similarity == "euclidean":
-            return self.scale * prototype_logits(support, support_y, query, ways)
-        return self.scale * products(query, prototypes(support, support_y, ways))
+        return self.scale * prototype_logits(precise(support), support_y, precise(query), _ways(support_y))
 
 
 class MatchingNetwork(EmbeddingLearner):

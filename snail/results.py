@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .evaluation import METRICS, Metric, metric_in
-from .files import replacing
+from .records import markdown_rows, merge_records, read_records, text_table
 
 __all__ = ["learner_label", "merge_results", "read_results", "record_text", "results_markdown", "results_table"]
 
@@ -39,24 +38,13 @@ def read_results(paths: Iterable[Path], *, must_exist: bool = False) -> list[dic
         ValueError: If a file is not a list of records.
         FileNotFoundError: If ``must_exist`` and one is missing.
     """
-    records: list[dict[str, Any]] = []
-    for path in paths:
-        if not path.exists():
-            if must_exist:
-                raise FileNotFoundError(f"there is no {path}; `snail test` writes it")
-            continue
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); move it away and run again") from error
-        if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-            raise ValueError(f"{path} does not hold a list of results; move it away and run again")
-        if missing := [key for record in found for key in NEEDED if key not in record]:
-            raise ValueError(f"{path} has a record without {missing[0]!r}; move it away and run again")
-        if any(metric_in(record) is None for record in found):
-            raise ValueError(f"{path} has a record without any of {', '.join(METRICS)}; move it away and run again")
-        records += found
-    return records
+    return read_records(paths, _fault, written_by="snail test", must_exist=must_exist)
+
+
+def _fault(record: Mapping[str, Any]) -> str | None:
+    if missing := [key for key in NEEDED if key not in record]:
+        return f"without {missing[0]!r}"
+    return f"without any of {', '.join(METRICS)}" if metric_in(record) is None else None
 
 
 def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -70,14 +58,7 @@ def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict
     Raises:
         ValueError: If the file is there but is not a list of records.
     """
-    merged = {_identity(record): dict(record) for record in [*read_results([path]), *records]}
-    with replacing(path) as file:
-        file.write(json.dumps(list(merged.values()), indent=2) + "\n")
-    return list(merged.values())
-
-
-def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(json.dumps(record.get(key)) for key in IDENTITY)
+    return merge_records(path, read_results([path]), records, IDENTITY)
 
 
 NEEDED = ("dataset", "split", "learner", "shots", "episodes", "ci95", "batch_norm")
@@ -131,9 +112,7 @@ def results_table(records: Iterable[Mapping[str, Any]]) -> str:
     rows = _without_empty_columns(cells)
     if not rows:
         return "no results"
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return text_table(rows)
 
 
 ABOUT_RUN: dict[str, Cell] = {
@@ -179,7 +158,7 @@ def _run_lines(records: Sequence[Mapping[str, Any]], metric: Metric) -> list[str
     scores = [[_setting(*setting), *(run.get(setting, "") for run in runs.values())] for setting in settings]
     front = 1 + list(ABOUT_RUN).index("inner steps")
     rows = _without_empty_columns([*cells[:front], *scores, *cells[front:]])
-    return [f"| {' | '.join(row)} |" for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]]]
+    return markdown_rows(rows)
 
 
 def _setting(ways: int, shots: int) -> str:

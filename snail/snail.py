@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .blocks import AttentionBlock, Block, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
-from .metric import products, prototypes
+from .metric import prototypes
 from .sequences import serialize
 from .start import begin_as_matching_network
 
@@ -42,8 +42,6 @@ class SNAIL(EmbeddingLearner):
         prototypes: Which prototypes the second loss has a query choose among: those of its own ``episode``, or of all
             episodes of the ``batch``, which is harder and so teaches more. A class that happens to be in two of them
             counts as two there.
-        prototype_similarity: What makes a prototype likely in the second loss: ``euclidean``, minus the squared
-            distance, as in prototypical networks; or the inner ``product``, which is how attention compares.
         start: Where training begins: with ``random`` layers; or ``matching``, with layers set so that they answer as a
             matching network does (``snail/start.py``). All of them are there and are trained as otherwise.
 
@@ -68,7 +66,6 @@ class SNAIL(EmbeddingLearner):
         layers: Literal["all", "attention", "convolutions"] = "all",
         prototype_loss: float = 0.0,
         prototypes: Literal["episode", "batch"] = "episode",
-        prototype_similarity: Literal["euclidean", "product"] = "euclidean",
         start: Literal["random", "matching"] = "random",
     ) -> None:
         super().__init__(embedding)
@@ -83,13 +80,11 @@ class SNAIL(EmbeddingLearner):
         for what, word, words in (
             ("layers", layers, ("all", "attention", "convolutions")),
             ("prototypes", prototypes, ("episode", "batch")),
-            ("prototype_similarity", prototype_similarity, ("euclidean", "product")),
             ("start", start, ("random", "matching")),
         ):
             if word not in words:
                 raise ValueError(f"{what} is {word!r}; choose {', '.join(words[:-1])} or {words[-1]}")
         self.prototype_loss, self.prototypes = prototype_loss, prototypes
-        self.prototype_similarity = prototype_similarity
         seq_len = ways * max_shots + 1
         blocks: list[AttentionBlock | TCBlock] = []
         channels = embedding_dim + ways
@@ -114,9 +109,7 @@ class SNAIL(EmbeddingLearner):
         """See ``Learner.note``; it tells of what is left out and of a second loss."""
         told = [] if self.layers == "all" else [f"{self.layers} alone"]
         if self.prototype_loss:
-            product = "product " * (self.prototype_similarity == "product")
-            over = " over the batch" * (self.prototypes == "batch")
-            told.append(f"{product}prototype loss {self.prototype_loss:g}{over}")
+            told.append(f"prototype loss {self.prototype_loss:g}" + " over the batch" * (self.prototypes == "batch"))
         if self.start == "matching":
             told.append("begun as a matching network")
         return ", ".join(told)
@@ -135,9 +128,10 @@ class SNAIL(EmbeddingLearner):
         if self.prototypes == "batch":  # as one episode of all classes
             first = self.ways * torch.arange(len(episode), device=query.device).unsqueeze(1)
             centres, query, truth = (t.flatten(0, 1).unsqueeze(0) for t in (centres, query, first + truth))
-        logits = products(query, centres)
-        if self.prototype_similarity == "euclidean":  # minus the squared distance, but for what all centres share
-            logits = 2 * logits - centres.square().sum(-1).unsqueeze(1)
+        # Minus the squared distance, but for what all centres share, as a matrix product: there are many. In single
+        # precision, for half cannot tell near ones apart.
+        with torch.autocast(query.device.type, enabled=False):
+            logits = 2 * query @ centres.transpose(1, 2) - centres.square().sum(-1).unsqueeze(1)
         return F.cross_entropy(logits.flatten(0, 1), truth.flatten().long())
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:

@@ -218,6 +218,18 @@ def test_fit_killed_and_resumed_ends_with_the_same_bits(copy_of_run: Path, here:
     assert scores[0]["accuracy"] == scores[1]["accuracy"]
 
 
+def test_what_is_drawn_for_distorted_images_goes_on_after_a_kill(here: Path) -> None:
+    options = [*SMALL, "--data.distortion=1", "--checkpoint_minutes=0"]
+    assert main(["fit", "--name=whole", *options]) == 0
+    command = [sys.executable, "-c", KILLED, "2", "SIGKILL", "fit", "--name=killed", *options]
+    assert subprocess.run(command, cwd=here, capture_output=True).returncode == -9
+    assert main(["fit", "--name=killed", *options, "--ckpt_path=last"]) == 0
+    resumed, whole = (
+        torch.load(here / "runs" / run / "last.ckpt", weights_only=True)["state_dict"] for run in ("killed", "whole")
+    )
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
 @pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_fit_interrupted_says_how_to_go_on(here: Path, signal: str, status: int) -> None:
     command = [sys.executable, "-c", KILLED, "2", signal, "fit", *SMALL, "--checkpoint_minutes=0"]

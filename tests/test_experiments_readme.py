@@ -26,6 +26,7 @@ from snail.experiments.published import with_published
 from snail.files import file_hash
 from snail.pretrained import WEIGHTS
 from snail.results import read_results
+from snail.rl.strategies import bayes_optimal_value
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -146,6 +147,7 @@ def test_the_gate_runs_the_readmes_test_command() -> None:
 def test_readme_results_are_what_the_command_prints() -> None:
     assert between("snail results --markdown") == printed(["results", "--markdown"])
     assert between("snail rl results --markdown", MEASURED) == printed(["rl", "results", "--markdown"])
+    assert f"can expect more than {bayes_optimal_value(5, 10):.3f}" in " ".join(MEASURED.split())
 
 
 def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> None:

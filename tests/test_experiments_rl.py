@@ -13,12 +13,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_experiments_cli import fails
 
 from snail.experiments import cli, rl
 from snail.experiments.cli import main
 from snail.experiments.rl import merge_returns, read_returns, returns_table
 from snail.files import file_hash
-from snail.rl import Bandits, RL2Agent, SNAILAgent, TabularMDPs, play
+from snail.rl import Bandits, RL2Agent, SNAILAgent, TabularMDPs, roll_out
 
 SMALL = [
     *("--trainer.accelerator=cpu", "--model.iterations=4", "--model.environment.trials=8", "--model.minibatches=2"),
@@ -48,16 +49,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy_of_run(trained: Path, here: Path) -> Path:
     shutil.copytree(trained, here / "runs" / "small")
     return here / "runs" / "small"
-
-
-def fails(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """The one sentence that a command ends in, after a look that it is one and that the status tells."""
-    capfd.readouterr()
-    assert main(argv) != 0
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    assert err.count("\n") == 1 and err.startswith("snail: error: ")
-    return err
 
 
 # -- training and testing ------------------------------------------------------------------------------------------
@@ -90,7 +81,7 @@ def test_a_test_plays_what_the_checkpoint_holds(trained: Path) -> None:
     state = torch.load(trained / "last.ckpt", weights_only=True)["state_dict"]
     agent.load_state_dict({name.removeprefix("agent."): weight for name, weight in state.items()})
     (record,) = read_returns([trained / "results.json"])
-    many = play(agent, Bandits(2000, 5, 10, seed=9), 2000)
+    many = roll_out(agent, Bandits(2000, 5, 10, seed=9)).returns
     assert abs(float(many.mean()) - record["return"]) < 2.5 * record["ci95"] + 0.1
 
 
@@ -285,7 +276,7 @@ def test_help_explains_options(capfd: pytest.CaptureFixture[str]) -> None:
         (["test"], "needs --ckpt_path RUN"),
         (["test", "--ckpt_path", "nope"], "nope does not exist"),
         (["test", "--ckpt_path", "small", "--model.agent.features=6"], "does not fit the model"),
-        (["test", "--ckpt_path", "other"], "other/results.json does not hold a list of results of `snail rl test`"),
+        (["test", "--ckpt_path", "other"], "other/results.json has a record without "),
         (["results", "nope.json"], "there is no nope.json"),
         (["results", "--picture=x.png"], "there is no option --picture=x.png"),
     ],

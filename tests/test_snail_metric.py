@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from snail import EmbeddingLearner, Episode, MatchingNetwork, NearestNeighbour, ProtoNet
-from snail.metric import products, prototype_logits
+from snail.metric import prototype_logits
 
 INF = float("inf")
 
@@ -180,19 +180,3 @@ def test_scale_of_protonet_multiplies_the_squared_distances_and_is_told() -> Non
     assert (plain.note, scaled.note) == ("", "scale 0.25")
     with pytest.raises(ValueError, match="scale is 0; it must be positive"):
         ProtoNet(nn.Identity(), scale=0)
-
-
-def test_protonet_by_inner_products() -> None:
-    support, labels, query = episode()
-    learner = ProtoNet(nn.Identity(), scale=0.5, similarity="product")
-    means = torch.stack([torch.stack([support[b][labels[b] == c].mean(0) for c in range(3)]) for b in range(2)])
-    torch.testing.assert_close(learner(support, labels, query), 0.5 * query @ means.transpose(1, 2))
-    assert learner.note == "product, scale 0.5"
-    with pytest.raises(ValueError, match="similarity is 'cosine'; choose euclidean or product"):
-        ProtoNet(nn.Identity(), similarity="cosine")  # type: ignore[arg-type]
-
-
-def test_inner_products_keep_their_digits_under_autocast() -> None:
-    query, centres = torch.tensor([[[100.0, 1.0]]]), torch.tensor([[[1.0, 0.25], [1.0, 0.5]]])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert products(query, centres).tolist() == [[[100.25, 100.5]]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snail import AttentionBlock, Stack, TCBlock
-from snail.rl import Agent, Bandits, Environment, RL2Agent, SNAILAgent, TabularMDPs, Trials, play, roll_out
+from snail.rl import Agent, Bandits, Environment, RL2Agent, SNAILAgent, TabularMDPs, Trials, roll_out
 from snail.rl.agents import GRUBlock
 
 KINDS = (SNAILAgent, RL2Agent)
@@ -179,13 +179,6 @@ def test_actions_are_sampled_from_the_policy() -> None:
     torch.testing.assert_close(trials.actions[:, 0].bincount(minlength=3) / 4000, due.float(), rtol=0, atol=0.03)
 
 
-def test_as_many_trials_are_played_as_were_asked_for() -> None:
-    made = agent(SNAILAgent, 0, 2, 3)
-    returns = play(made, Bandits(4, 2, 3), 10, torch.Generator().manual_seed(0))
-    generator, environment = torch.Generator().manual_seed(0), Bandits(4, 2, 3)
-    assert torch.equal(returns, torch.cat([roll_out(made, environment, generator).returns for _ in range(3)])[:10])
-
-
 def test_trials_are_indexed() -> None:
     trials = roll_out(agent(SNAILAgent, 0, 2, 3), Bandits(5, 2, 3))
     some = trials[torch.tensor([4, 1])]
@@ -226,7 +219,6 @@ def test_a_step_runs_on_any_device_and_in_another_dtype(kind: type[Agent], devic
             "RL2Agent was made for observations of 0 numbers and 4 actions, but Bandits has 0 and 5; make the agent "
             "with the latter",
         ),
-        (lambda: play(RL2Agent(0, 5), Bandits(2, 5, 10), 0), "0 trials are asked for; play at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(make: Any, sentence: str) -> None:

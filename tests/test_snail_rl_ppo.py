@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from snail.rl import PPO, Agent, Bandits, Environment, RL2Agent, SNAILAgent, TabularMDPs, Trials, play, ppo, roll_out
+from snail.rl import PPO, Agent, Bandits, Environment, RL2Agent, SNAILAgent, TabularMDPs, Trials, ppo, roll_out
 from snail.rl.ppo import advantages_of, ppo_loss
 
 pytestmark = [
@@ -149,7 +149,7 @@ def test_an_arm_that_always_pays_is_found(kind: Any) -> None:
     torch.manual_seed(0)
     module = PPO(kind, FixedArm(), ADAM, iterations=12, minibatches=2, schedule="constant")
     trainer().fit(module)
-    assert float(play(module.agent, FixedArm(200), 200).mean()) > 2.9
+    assert float(roll_out(module.agent, FixedArm(200)).returns.mean()) > 2.9
 
 
 def test_what_pays_in_this_trial_is_learned_within_it() -> None:

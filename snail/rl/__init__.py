@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import strategies
-from .agents import Agent, RL2Agent, SNAILAgent, Trials, play, roll_out
+from .agents import Agent, RL2Agent, SNAILAgent, Trials, roll_out
 from .environments import Bandits, Environment, TabularMDPs, value_iteration
 from .gym import FromGymnasium, as_vector_env
 
@@ -23,7 +23,6 @@ __all__ = [
     "TabularMDPs",
     "Trials",
     "as_vector_env",
-    "play",
     "roll_out",
     "strategies",
     "value_iteration",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..blocks import AttentionBlock, Block, Stack, TCBlock
 from .environments import Environment
 
-__all__ = ["Agent", "GRUBlock", "RL2Agent", "SNAILAgent", "Trials", "play", "roll_out"]
+__all__ = ["Agent", "GRUBlock", "RL2Agent", "SNAILAgent", "Trials", "roll_out"]
 
 STEPS_AT_ONCE = 2**15  # read in one pass where nothing must be kept; bounds the memory of attention over long trials
 
@@ -257,18 +257,6 @@ def roll_out(agent: Agent, environment: Environment, generator: torch.Generator 
         rewards[:, t], dones[:, t], last = reward, done, (action[:, 0], reward, done)
     values = torch.cat([agent.value(some) for some in torch.split(inputs, max(1, STEPS_AT_ONCE // steps))]).squeeze(-1)
     return Trials(inputs, actions, rewards, dones, log_probabilities, values)
-
-
-def play(agent: Agent, environment: Environment, trials: int, generator: torch.Generator | None = None) -> Tensor:
-    """The returns of some new trials, ``(trials,)``, played ``environment.trials`` at a time.
-
-    Raises:
-        ValueError: If ``trials`` is not positive, or the agent does not fit the environment.
-    """
-    if trials < 1:
-        raise ValueError(f"{trials} trials are asked for; play at least 1")
-    rounds = -(-trials // environment.trials)
-    return torch.cat([roll_out(agent, environment, generator).returns for _ in range(rounds)])[:trials]
 
 
 def _check_fits(agent: Agent, environment: Environment) -> None:
