@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from snail import SNAIL, Conv4, Learner, evaluate
@@ -208,3 +210,16 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in target]
     assert targets
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_rates_are_what_their_runs_measured() -> None:
+    files = sorted((SHIPPED / "results" / "rates").glob("*.csv"))
+    assert len(files) == 4
+    for path in files:
+        with path.open(newline="") as file:
+            last = [row for row in csv.DictReader(file) if row["val/accuracy"]][-1]
+        config = yaml.safe_load(path.with_suffix(".yaml").read_text())
+        rate = path.stem.removeprefix("rate_")
+        assert config["model"]["optimizer"]["init_args"]["lr"] == float(rate)
+        assert config["data"]["init_args"]["train_on_validation"] is False
+        assert f"| {rate} | {float(last['val/accuracy_1shot']):.2f} | {float(last['val/accuracy_5shot']):.2f} |" in MEASURED
