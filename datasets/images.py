@@ -93,3 +93,9 @@ class Images:
         turns = [torch.rot90(self.pixels, k, (2, 3)) for k in range(4)]
         names = [f"{name}/rot{90 * k:03d}" for k in range(4) for name in self.class_names]
         return Images(torch.cat(turns), tuple(names), self.counts * 4)
+
+    def with_mirror_images(self) -> Images:
+        """Every class also upside down, as a class of its own; with all its turns, every mirror image there is."""
+        names = [f"{name}/mirrored" for name in self.class_names]
+        pixels = torch.cat([self.pixels, self.pixels.flip(2)])
+        return Images(pixels, (*self.class_names, *names), self.counts * 2)

@@ -29,6 +29,7 @@ class Omniglot(ImageData):
         split: ``vinyals``: 1,028 / 172 / 423 characters, mostly whole alphabets held out; ``random``: the same
             numbers drawn at random, the paper's protocol (of its 1,200 training characters, 172 validate).
         rotations: Whether turned training characters are classes too.
+        mirrored: Whether mirror images of all these are classes too; the paper has none.
         train_on_validation: Whether the validation characters are trained on as well, for a final run with everything
             settled; there is no validation then.
         **kwargs: See ``ImageData``.
@@ -42,6 +43,7 @@ class Omniglot(ImageData):
         root: Path = Path("data"),
         split: Literal["vinyals", "random"] = "vinyals",
         rotations: bool = True,
+        mirrored: bool = False,
         train_on_validation: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -51,12 +53,20 @@ class Omniglot(ImageData):
         self.root = Path(root).expanduser()
         self.split = split
         self.rotations = rotations
+        self.mirrored = mirrored
         self.train_on_validation = train_on_validation
 
     @property
     def trained_on(self) -> str:
         """See ``EpisodeData.trained_on``."""
         return "training and validation characters" if self.train_on_validation else ""
+
+    @property
+    def training_notes(self) -> dict[str, str]:
+        """See ``EpisodeData.training_notes``; it tells of mirror images."""
+        notes = super().training_notes
+        told = (["mirror images too"] if self.mirrored else []) + ([notes["note"]] if "note" in notes else [])
+        return notes | ({"note": ", ".join(told)} if told else {})
 
     @cached_property
     def _drawings(self) -> tuple[list[str], np.ndarray]:
@@ -77,4 +87,7 @@ class Omniglot(ImageData):
         chosen = parts["train"] + parts["val"] if part == "train" and self.train_on_validation else parts[part]
         place = {name: i for i, name in enumerate(names)}
         images = Images.from_classes(drawings[[place[name] for name in chosen]], chosen)
-        return images.with_rotations() if part == "train" and self.rotations else images
+        if part != "train":
+            return images
+        images = images.with_rotations() if self.rotations else images
+        return images.with_mirror_images() if self.mirrored else images

@@ -8,6 +8,8 @@ from pathlib import Path
 
 __all__ = ["bf16_is_fast", "keep_memory"]
 
+CPU_INFO = "/proc/cpuinfo"
+
 # Names and numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -40,7 +42,8 @@ def bf16_is_fast(accelerator: str = "auto") -> bool:
     if accelerator != "cpu" and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        told = Path(CPU_INFO).read_text()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    # Intel's vectors take 1.3 to 2 times as long in bfloat16 as in float32; its tiles are fast.
+    return "amx_bf16" in told or ("avx512_bf16" in told and "GenuineIntel" not in told)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .learner import EmbeddingLearner, precise
+from .episodes import Episode
+from .learner import EmbeddingLearner, answer_loss, precise
 
-__all__ = ["MatchingNetwork", "NearestNeighbour", "ProtoNet", "prototype_logits", "prototypes"]
+__all__ = ["MatchingNetwork", "NearestNeighbour", "ProtoNet", "prototype_logits", "prototypes", "shifted_logits"]
 
 
 def prototypes(support: Tensor, support_y: Tensor, ways: int) -> Tensor:
@@ -36,6 +37,17 @@ def prototype_logits(support: Tensor, support_y: Tensor, query: Tensor, ways: in
     return -(query.unsqueeze(2) - prototypes(support, support_y, ways).unsqueeze(1)).square().sum(-1)
 
 
+def shifted_logits(query: Tensor, centres: Tensor) -> Tensor:
+    """Minus the squared distance of each query ``(b, q, c)`` to each of ``(b, n, c)``, but for what all n share.
+
+    Their softmax is that of ``prototype_logits``. A matrix product, in single precision at least, for half cannot tell
+    near ones apart: for losses with many classes.
+    """
+    query, centres = precise(query), precise(centres)
+    with torch.autocast(query.device.type, enabled=False):
+        return 2 * query @ centres.transpose(1, 2) - centres.square().sum(-1).unsqueeze(1)
+
+
 class ProtoNet(EmbeddingLearner):
     """Prototypical network (Snell et al., 2017): a query belongs to the class whose mean embedding is nearest.
 
@@ -46,6 +58,8 @@ class ProtoNet(EmbeddingLearner):
         embedding: Any module from ``(items, *item)`` to ``(items, c)``.
         scale: What squared distances are multiplied by before the softmax, 1 in the paper. They grow with the number
             of channels; a wide embedding begins with answers that are far too sure, and learns faster with less.
+        in_turn: Whether in training every example of a class is in turn among its support, and all others are asked:
+            an episode of k shots and q queries a class is k + q episodes for the price of one. Not in the paper.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)``, n one more than the largest label in the support.
@@ -54,14 +68,36 @@ class ProtoNet(EmbeddingLearner):
         ValueError: If ``scale`` is not positive.
     """
 
-    def __init__(self, embedding: nn.Module, *, scale: float = 1.0) -> None:
+    def __init__(self, embedding: nn.Module, *, scale: float = 1.0, in_turn: bool = False) -> None:
         super().__init__(embedding)
-        self.scale = _positive(scale)
+        self.scale, self.in_turn = _positive(scale), in_turn
 
     @property
     def note(self) -> str:
-        """See ``Learner.note``; it tells of a scale other than the paper's."""
-        return "" if self.scale == 1 else f"scale {self.scale:g}"
+        """See ``Learner.note``; it tells of a scale other than the paper's, and of examples that support in turn."""
+        told = [] if self.scale == 1 else [f"scale {self.scale:g}"]
+        return ", ".join(told + ["examples in turn"] * self.in_turn)
+
+    def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Learner.loss``; with ``in_turn`` the mean over all choices of k neighbours in the ring of a class.
+
+        Raises:
+            ValueError: If with ``in_turn`` classes differ in their numbers of examples.
+        """
+        if not self.in_turn:
+            return super().loss(episode)
+        support, query = self.embed(episode.support_x, episode.query_x)
+        with torch.no_grad():
+            _, logs = answer_loss(self.answer(support, episode.support_y, query), episode)
+        examples = _by_class(torch.cat([support, query], dim=1), episode)  # (b, n, k + q, c)
+        b, n, m, _ = examples.shape
+        k, losses = support.shape[1] // n, []
+        truth = torch.arange(n, device=query.device).repeat_interleave(m - k).repeat(b)
+        for first in range(m):
+            members, asked = examples.roll(-first, dims=2).split([k, m - k], dim=2)
+            logits = self.scale * shifted_logits(asked.flatten(1, 2), precise(members).mean(2))
+            losses.append(F.cross_entropy(logits.flatten(0, 1), truth))
+        return torch.stack(losses).mean(), logs
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""
@@ -144,6 +180,19 @@ class NearestNeighbour(EmbeddingLearner):
         distance = _distances(query, support).unsqueeze(-1)  # (b, q, s, 1)
         other_class = ~F.one_hot(support_y.long(), self.ways).bool().unsqueeze(1)  # (b, 1, s, n)
         return -distance.masked_fill(other_class, float("inf")).amin(dim=2)
+
+
+def _by_class(items: Tensor, episode: Episode) -> Tensor:
+    """Support and queries ``(b, s + q, c)``, sorted by their label: ``(b, n, (s + q) / n, c)``."""
+    labels, n = torch.cat([episode.support_y, episode.query_y], dim=1), _ways(episode.support_y)
+    counts = F.one_hot(labels.long(), n).sum(1)
+    if not bool((counts == counts[0, 0]).all()):
+        raise ValueError(
+            f"in_turn needs equally many examples of each class, but these have from {int(counts.min())} to "
+            f"{int(counts.max())}; leave data.max_queries out"
+        )
+    order = labels.argsort(dim=1, stable=True).unsqueeze(-1)
+    return items.gather(1, order.expand_as(items)).unflatten(1, (n, -1))
 
 
 def _distances(query: Tensor, support: Tensor) -> Tensor:

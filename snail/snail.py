@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .blocks import AttentionBlock, Block, Stack, TCBlock
 from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
-from .metric import prototypes
+from .metric import prototypes, shifted_logits
 from .sequences import serialize
 from .start import begin_as_matching_network
 
@@ -128,11 +128,7 @@ class SNAIL(EmbeddingLearner):
         if self.prototypes == "batch":  # as one episode of all classes
             first = self.ways * torch.arange(len(episode), device=query.device).unsqueeze(1)
             centres, query, truth = (t.flatten(0, 1).unsqueeze(0) for t in (centres, query, first + truth))
-        # Minus the squared distance, but for what all centres share, as a matrix product: there are many. In single
-        # precision, for half cannot tell near ones apart.
-        with torch.autocast(query.device.type, enabled=False):
-            logits = 2 * query @ centres.transpose(1, 2) - centres.square().sum(-1).unsqueeze(1)
-        return F.cross_entropy(logits.flatten(0, 1), truth.flatten().long())
+        return F.cross_entropy(shifted_logits(query, centres).flatten(0, 1), truth.flatten().long())
 
     def answer(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """See ``EmbeddingLearner.answer``."""

@@ -97,6 +97,22 @@ def test_rotations_turn_each_image_by_quarter_turns() -> None:
             assert np.array_equal(turned.pixels[3 * quarter + i, 0].numpy(), by_hand)
 
 
+def test_mirror_images_are_classes_of_their_own_behind_the_others() -> None:
+    images = numbered((1, 2), size=3)
+    both = images.with_mirror_images()
+    assert both.class_names == ("class0", "class1", "class0/mirrored", "class1/mirrored")
+    assert both.counts == (1, 2, 1, 2)
+    assert torch.equal(both.pixels[:3], images.pixels)
+    assert np.array_equal(both.pixels[4, 0].numpy(), images.pixels[1, 0].numpy()[::-1])
+
+
+def test_turns_and_mirror_images_are_all_eight_symmetries_of_a_square() -> None:
+    images = numbered((1,), size=3).with_rotations().with_mirror_images()
+    one = numbered((1,), size=3).pixels[0, 0].numpy()
+    symmetries = {np.rot90(way, k).tobytes() for way in (one, one.T) for k in range(4)}
+    assert {pixels[0].numpy().tobytes() for pixels in images.pixels} == symmetries and len(symmetries) == 8
+
+
 def test_rotations_do_not_touch_the_original() -> None:
     images = numbered()
     images.with_rotations().pixels.zero_()

@@ -260,6 +260,16 @@ def test_rotations_can_be_left_out(drawings: np.ndarray) -> None:
     assert len(Omniglot(rotations=False).images("train").class_names) == 1028
 
 
+def test_mirror_images_are_trained_on_if_asked_for_and_are_told(drawings: np.ndarray) -> None:
+    data, plain = Omniglot(mirrored=True, distortion=0.5), Omniglot(distortion=0.5)
+    names = data.images("train").class_names
+    assert names == plain.images("train").class_names + tuple(f"{n}/mirrored" for n in names[: 4 * 1028])
+    assert data.images("test").class_names == plain.images("test").class_names
+    assert data.training_notes == {"note": "mirror images too, images distorted by 0.5"}
+    assert plain.training_notes == {"note": "images distorted by 0.5"}
+    assert Omniglot().training_notes == {}
+
+
 def test_omniglot_gives_each_class_its_own_drawings(drawings: np.ndarray) -> None:
     images = Omniglot(split="random").images("test")
     for place in (0, 222, 422):

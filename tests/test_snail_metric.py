@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from snail import EmbeddingLearner, Episode, MatchingNetwork, NearestNeighbour, ProtoNet
-from snail.metric import prototype_logits
+from snail.metric import prototype_logits, shifted_logits
 
 INF = float("inf")
 
@@ -180,3 +180,60 @@ def test_scale_of_protonet_multiplies_the_squared_distances_and_is_told() -> Non
     assert (plain.note, scaled.note) == ("", "scale 0.25")
     with pytest.raises(ValueError, match="scale is 0; it must be positive"):
         ProtoNet(nn.Identity(), scale=0)
+
+
+def whole_episode(k: int, q: int, b: int = 2, n: int = 3) -> Episode:
+    """Embedded episodes of k shots and q queries of each class, in double precision, shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(2, b, n * max(k, q), 4, generator=generator, dtype=torch.float64)
+    labels = [torch.stack([torch.randperm(n * e, generator=generator) % n for _ in range(b)]) for e in (k, q)]
+    return Episode(items[0, :, : n * k], labels[0], items[1, :, : n * q], labels[1], n)
+
+
+def test_shifted_logits_have_the_softmax_of_squared_distances() -> None:
+    torch.manual_seed(0)
+    query, centres = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = (-torch.cdist(query, centres).square()).softmax(-1)
+    torch.testing.assert_close(shifted_logits(query, centres).softmax(-1), expected)
+
+
+def test_shifted_logits_are_precise_where_all_else_is_in_half_precision() -> None:
+    query, centres = torch.tensor([[[100.0, 0.0]]]), torch.tensor([[[100.0, 0.0], [100.0, 0.25]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = shifted_logits(query.bfloat16(), centres)
+    assert logits.dtype == torch.float32
+    assert float(logits[0, 0, 0] - logits[0, 0, 1]) == pytest.approx(0.0625)
+
+
+@pytest.mark.parametrize(("k", "q"), [(1, 3), (2, 1)])
+def test_protonet_in_turn_is_the_mean_loss_of_all_neighbours_in_the_ring(k: int, q: int) -> None:
+    whole, n, m = whole_episode(k, q), 3, k + q
+    losses = []
+    for first in range(m):
+        for b in range(len(whole)):
+            items = torch.cat([whole.support_x[b], whole.query_x[b]])
+            labels = torch.cat([whole.support_y[b], whole.query_y[b]])
+            rings = [items[labels == c] for c in range(n)]
+            within = [(first + i) % m for i in range(k)]
+            centres = torch.stack([ring[within].mean(0) for ring in rings])
+            for c, ring in enumerate(rings):
+                for i in set(range(m)) - set(within):
+                    losses.append(-(-(ring[i] - centres).square().sum(-1) / 2).log_softmax(-1)[c])
+    loss, logs = ProtoNet(nn.Identity(), scale=0.5, in_turn=True).loss(whole)
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    _, plain = ProtoNet(nn.Identity(), scale=0.5).loss(whole)
+    assert torch.equal(logs["accuracy"], plain["accuracy"])
+
+
+def test_protonet_in_turn_answers_as_ever_and_is_told() -> None:
+    support, labels, query = episode()
+    plain, in_turn = ProtoNet(nn.Identity()), ProtoNet(nn.Identity(), in_turn=True, scale=0.5)
+    assert torch.equal(in_turn(support, labels, query), plain(support, labels, query) / 2)
+    assert in_turn.note == "scale 0.5, examples in turn"
+
+
+def test_protonet_in_turn_refuses_classes_of_different_sizes() -> None:
+    whole = whole_episode(1, 2)
+    fewer = Episode(whole.support_x, whole.support_y, whole.query_x[:, :-1], whole.query_y[:, :-1], 3)
+    with pytest.raises(ValueError, match="in_turn needs equally many examples of each class, but these have from 2 to"):
+        ProtoNet(nn.Identity(), in_turn=True).loss(fewer)

@@ -100,14 +100,15 @@ class PPO(LightningModule):
             such as ``SNAILAgent``, or a function.
         environment: Where it plays; ``environment.trials`` trials are an iteration's batch.
         optimizer: Optimiser of all parameters, with its learning rate.
-        schedule: How the learning rate moves: ``linear`` to zero over the run, or ``constant``.
+        schedule: How the learning rate and the weight of the entropy move: ``linear`` to zero over the run, so that the
+            policy may end sure of itself, or ``constant``.
         iterations: Steps of the run.
         epochs: How often each iteration goes through its trials.
         minibatches: Parts into which the trials are cut each time, an optimiser step each.
         gamma: Discount of a step; RL²'s by default, as ``lambda_``.
         lambda_: See ``advantages_of``.
         clip: See ``ppo_loss``, as ``entropy`` and ``value_coefficient``.
-        entropy: Weight of the policy's entropy.
+        entropy: Weight of the policy's entropy at the beginning.
         value_coefficient: Weight of the value function's loss.
         max_norm: Longest gradient of all parameters together; longer ones are scaled to it.
         standardise: Whether an iteration's advantages are brought to mean 0 and deviation 1.
@@ -172,7 +173,8 @@ class PPO(LightningModule):
         self.minibatches = minibatches
         self.gamma = gamma
         self.lambda_ = lambda_
-        self.loss_options = {"clip": clip, "entropy": entropy, "value_coefficient": value_coefficient}
+        self.entropy = entropy
+        self.loss_options = {"clip": clip, "value_coefficient": value_coefficient}
         self.max_norm = max_norm
         self.standardise = standardise
         self.test_trials = test_trials
@@ -198,11 +200,10 @@ class PPO(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser with its schedule, which counts iterations."""
         optimizer = self.optimizer(self.agent.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)}
 
-        def factor(iteration: int) -> float:
-            return 1.0 if self.schedule == "constant" else max(0.0, 1 - iteration / self.iterations)
-
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+    def _factor(self, iteration: int) -> float:
+        return 1.0 if self.schedule == "constant" else max(0.0, 1 - iteration / self.iterations)
 
     def train_dataloader(self) -> _Count:
         """Counts iterations; what is learned from is played in ``training_step``."""
@@ -216,10 +217,11 @@ class PPO(LightningModule):
         if self.standardise:
             advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
         steps = [which for _ in range(self.epochs) for which in torch.randperm(len(trials)).chunk(self.minibatches)]
+        options = {"entropy": self.entropy * self._factor(self.global_step), **self.loss_options}
         optimizer, sums = cast(Any, self.optimizers()), dict[str, Tensor]()
         for number, which in enumerate(steps, 1):
             which = which.to(trials.actions.device)
-            loss, logs = ppo_loss(self.agent, trials[which], advantages[which], targets[which], **self.loss_options)
+            loss, logs = ppo_loss(self.agent, trials[which], advantages[which], targets[which], **options)
             optimizer.zero_grad()
             self.manual_backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), self.max_norm)
