@@ -218,12 +218,12 @@ def test_the_table_shows_a_score_beside_the_published_one() -> None:
 
 def test_scores_by_hand() -> None:
     returns, optimal = torch.tensor([1.0, 3.0]).double(), torch.tensor([4.0, 4.0]).double()
-    scores = rl._scores(returns, optimal)
+    scores = rl.scores(returns, optimal)
     half = 1.96 * math.sqrt(2) / math.sqrt(2)
     assert scores == pytest.approx(
         {"trials": 2, "return": 2, "ci95": half, "optimal": 4, "share": 50, "share_ci95": 100 * half / 4}
     )
-    assert rl._scores(returns[:1], None) == {"trials": 1, "return": 1.0, "ci95": None}
+    assert rl.scores(returns[:1], None) == {"trials": 1, "return": 1.0, "ci95": None}
 
 
 def test_records_are_merged_by_what_was_measured(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_help_explains_options(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["fitt"], "no command 'fitt' of snail rl; choose one of fit, test, configs, results"),
+        (["fitt"], "no command 'fitt' of snail rl; choose one of fit, test, classical, configs, results"),
         (["fit", "--config", "nope"], "no config 'nope': neither a file nor one of bandit_1000_50"),
         (["fit", "--model.iterations=0"], "iterations is 0; it must be at least 1"),
         (["fit", "--model.environment.trials=0"], "trials is 0; it must be at least 1"),
