@@ -58,7 +58,17 @@ from .rl import (
     share_text,
 )
 
-__all__ = ["Strategy", "main", "markdown_table", "play_strategies", "read_classical"]
+__all__ = [
+    "Strategy",
+    "by_setting",
+    "draw",
+    "main",
+    "markdown_table",
+    "picture_hash",
+    "play_strategies",
+    "published_of",
+    "read_classical",
+]
 
 TRAINED = ("bandit_10_5", "bandit_100_10", "mdp_10")  # the settings played by default
 CHOICE_SEED = 2_000_000  # of the trials on which constants are chosen
@@ -303,6 +313,8 @@ def _one_table(records: Sequence[Mapping[str, Any]], agents: Sequence[Mapping[st
     for record in records:
         value = record.get("options", {}).get(record.get("constant", "constant"))
         constant = "" if value is None else f"{value:g}"
+        if record.get("grid") and value != 0 and value in (min(record["grid"]), max(record["grid"])):
+            constant += " (end of grid)"  # beyond it might be better
         scored = [figure_text(record), share_text(record), _against_text(record)]
         rows.append([str(record["strategy"]), constant, *scored, published_of(record)[1]])
     unpaired = False
