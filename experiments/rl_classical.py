@@ -245,7 +245,8 @@ def _choose(row: Strategy, make: Callable[[int, int], Environment], trials: int,
 
 
 NEEDED = ("environment", "seed", "trials", "batch", "strategy", "return", "ci95")
-SETTING = ("environment", *(key for keys in SETTINGS.values() for key in keys), *USUAL, "seed", "trials", "batch")
+PLAYED = ("environment", *(key for keys in SETTINGS.values() for key in keys), *USUAL)
+SETTING = (*PLAYED, "seed", "trials", "batch")  # with what tells which trials
 IDENTITY = (*SETTING, "strategy", "grid", "choice_trials", "choice_seed")
 """What makes two records the same measurement."""
 
@@ -275,11 +276,12 @@ def read_classical(paths: Iterable[Path], *, must_exist: bool = False) -> list[d
 def by_setting(
     records: Iterable[Mapping[str, Any]], agents: Iterable[Mapping[str, Any]] = ()
 ) -> list[tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]]:
-    """Records of strategies, a list for each setting and in the order of the table, with the agents tested on the same.
+    """Records of strategies, a list for each setting and in the order of the table, with the agents tested in it.
 
     Args:
         records: Of strategies.
-        agents: Of agents, as ``snail rl test`` writes them.
+        agents: Of agents, as ``snail rl test`` writes them; each is put to the strategies that played the same trials,
+            or else to the first ones that played the same environment.
     """
     order = {row.name: i for rows in STRATEGIES.values() for i, row in enumerate(rows)}
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -287,12 +289,20 @@ def by_setting(
         groups.setdefault(_identity(record, SETTING), []).append(record)
     placed = {key: list[Mapping[str, Any]]() for key in groups}
     for agent in agents:
-        batch = agent.get("config", {}).get("environment", {}).get("init_args", {}).get("trials")
-        placed.get(_identity({**agent, "batch": batch}, SETTING), []).append(agent)
+        alike = [key for key, group in groups.items() if _identity(agent, PLAYED) == _identity(group[0], PLAYED)]
+        same = [key for key in alike if _same_trials(agent, groups[key][0])]
+        if alike:
+            placed[(same or alike)[0]].append(agent)
     return [
         (sorted(group, key=lambda record: order.get(str(record["strategy"]), len(order))), placed[key])
         for key, group in groups.items()
     ]
+
+
+def _same_trials(agent: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether an agent was tested on the trials of a strategy's record."""
+    batch = agent.get("config", {}).get("environment", {}).get("init_args", {}).get("trials")
+    return _identity({**agent, "batch": batch}, SETTING) == _identity(record, SETTING)
 
 
 def markdown_table(records: Iterable[Mapping[str, Any]], agents: Iterable[Mapping[str, Any]] = ()) -> str:
@@ -300,7 +310,7 @@ def markdown_table(records: Iterable[Mapping[str, Any]], agents: Iterable[Mappin
 
     Args:
         records: Of strategies, as this command writes them.
-        agents: Of agents, as ``snail rl test`` writes them; those tested on the same trials are shown.
+        agents: Of agents, as ``snail rl test`` writes them.
     """
     return "\n\n".join(_one_table(*group) for group in by_setting(records, agents)) or "no results"
 
@@ -317,17 +327,18 @@ def _one_table(records: Sequence[Mapping[str, Any]], agents: Sequence[Mapping[st
             constant += " (end of grid)"  # beyond it might be better
         scored = [figure_text(record), share_text(record), _against_text(record)]
         rows.append([str(record["strategy"]), constant, *scored, published_of(record)[1]])
-    unpaired = False
+    notes: dict[str, None] = {}
     for agent in agents:
-        name = str(agent["agent"])
-        more, paired = agent, "against_greedy" in agent
-        if not paired and greedy is not None:
-            unpaired = True
-            more = {"against_greedy": agent["return"] - greedy["return"]}
-            more["against_greedy_ci95"] = math.hypot(agent["ci95"] or 0, greedy["ci95"] or 0) or None
-        said = _against_text(more) + "*" * (not paired and greedy is not None)
-        told = [figure_text(agent), share_text(agent), said, published_text(agent, name) or ""]
-        rows.append([f"**{AGENTS.get(name, name)}**, run {agent['run']}", "", *told])
+        name, more, mark = str(agent["agent"]), _against_text(agent), ""
+        if not _same_trials(agent, first):
+            mark = "†"
+            notes["†Tested on other trials than those of this table."] = None
+        elif not more and greedy is not None:
+            around = math.hypot(agent["ci95"] or 0, greedy["ci95"] or 0) or None
+            more = f"{agent['return'] - greedy['return']:+.2f}{'' if around is None else f' ± {around:.2f}'}*"
+            notes["*Not paired: the interval is that of two independent means."] = None
+        told = [figure_text(agent), share_text(agent), more, published_text(agent, name) or ""]
+        rows.append([f"**{AGENTS.get(name, name)}**, run {agent['run']}{mark}", "", *told])
     told = [f"{first['trials']:,} trials of seed {first['seed']:,}, {first['batch']:,} side by side."]
     grids: dict[str, None] = {}
     for record in records:
@@ -337,9 +348,7 @@ def _one_table(records: Sequence[Mapping[str, Any]], agents: Sequence[Mapping[st
     choices = {(r["choice_trials"], r["choice_seed"]): None for r in records if r.get("grid")}
     for trials, seed in choices:
         told.append(f"Constants chosen on {trials:,} of seed {seed:,}: {'; '.join(grids)}.")
-    if unpaired:
-        told.append("*Not paired: the interval is that of two independent means.")
-    return "\n".join([*markdown_rows(rows), "", " ".join(told)])
+    return "\n".join([*markdown_rows(rows), "", " ".join([*told, *notes])])
 
 
 def _against_text(record: Mapping[str, Any]) -> str:

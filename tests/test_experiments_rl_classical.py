@@ -214,7 +214,7 @@ def test_the_table_has_agents_and_published_figures_beside_greedy_play() -> None
     chosen |= {"choice_trials": 1000, "choice_seed": 3, "against_greedy": -0.02, "against_greedy_ci95": 0.01}
     greedy = row("greedy", against_greedy=0.0, against_greedy_ci95=0.0)
     ends = chosen | {"options": {"constant": 0.01}, "constant": "constant", "grid": [0.0, 0.01]}
-    agents = [agent(ci95=0.04), agent(against_greedy=0.1, against_greedy_ci95=0.02), agent(batch=5), agent(seed=2)]
+    agents = [agent(ci95=0.04), agent(against_greedy=0.1, against_greedy_ci95=0.02), agent(batch=5), agent(steps=9)]
     assert markdown_table(
         [row("UCB1", **ends), row("ε-greedy", **chosen), greedy, row(BAYES, ci95=None, share_ci95=None)], agents
     ) == (
@@ -227,10 +227,12 @@ def test_the_table_has_agents_and_published_figures_beside_greedy_play() -> None
         "| Bayes-optimal, computed |  | 6.60 | 79.1 % |  |  |\n"
         "| **SNAIL**, run mine |  | 6.60 ± 0.04 | 79.1 ± 0.4 % | +0.00 ± 0.05* | 6.6 ± 0.1 |\n"
         "| **SNAIL**, run mine |  | 6.60 ± 0.03 | 79.1 ± 0.4 % | +0.10 ± 0.02 | 6.6 ± 0.1 |\n"
+        "| **SNAIL**, run mine† |  | 6.60 ± 0.03 | 79.1 ± 0.4 % |  | 6.6 ± 0.1 |\n"
         "\n"
         "9 trials of seed 1, 4 side by side. Constants chosen on 1,000 of seed 3: ε-greedy of 0, 0.01, 0.02; "
         "UCB1 of 0, 0.01. "
-        "*Not paired: the interval is that of two independent means."
+        "*Not paired: the interval is that of two independent means. "
+        "†Tested on other trials than those of this table."
     )
     assert markdown_table([]) == "no results"
 
