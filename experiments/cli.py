@@ -19,7 +19,7 @@ from snail.results import read_results, record_text, results_markdown, results_t
 from .options import check_picture, take
 from .published import with_published
 
-__all__ = ["main", "run_trainer", "shipped_configs"]
+__all__ = ["config_path", "main", "run_trainer", "shipped_configs"]
 
 SHIPPED = Path(str(resources.files("snail.experiments")))  # configs and the results that they gave
 TRAINER_COMMANDS = ("fit", "validate", "test")
@@ -177,7 +177,7 @@ def _configs_by_name(argv: list[str], configs: str, built_in: str) -> tuple[list
     for arg in argv:
         if expects or arg.startswith("--config="):
             value = arg.split("=", 1)[1] if not expects else arg
-            path = _config_path(value, configs)
+            path = config_path(value, configs)
             name = path.stem
             arg = str(path) if expects else f"--config={path}"
         expects = arg in ("--config", "-c")
@@ -185,7 +185,12 @@ def _configs_by_name(argv: list[str], configs: str, built_in: str) -> tuple[list
     return found, name
 
 
-def _config_path(value: str, configs: str) -> Path:
+def config_path(value: str, configs: str) -> Path:
+    """A config by its path, or by the bare name of one in a folder of the package.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
     path = Path(value)
     if path.is_file():
         return path

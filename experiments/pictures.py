@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ from snail.learner import Learner
 from snail.results import learner_label
 
 __all__ = [
+    "Dot",
     "draw_ablation",
     "draw_answers",
     "draw_curves",
@@ -32,6 +33,7 @@ __all__ = [
     "draw_precisions",
     "draw_results",
     "draw_returns",
+    "draw_strategies",
     "results_hash",
 ]
 
@@ -98,6 +100,50 @@ def draw_returns(metrics: Path, picture: Path, *, published: float | None, title
         figure.axes[0].legend(loc="lower right", frameon=False)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
+
+
+class Dot(NamedTuple):
+    """A line of ``draw_strategies``: a player's mean return, its 95 % interval, and the published figure."""
+
+    name: str
+    value: float
+    interval: float | None
+    published: float | None
+    trained: bool = False
+
+
+def draw_strategies(panels: Mapping[str, Sequence[Dot]], picture: Path, *, source: str) -> None:
+    """Mean returns of strategies and of trained agents, a panel for each setting.
+
+    Args:
+        panels: The lines of each setting, by its title.
+        picture: The PNG to write.
+        source: What the picture carries to tell what it is of.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    if not panels:
+        raise ValueError("there are no results, so there is nothing to draw")
+    lines = max(map(len, panels.values()))
+    figure = Figure(figsize=(4.6 * len(panels), 0.26 * lines + 1.3), layout="constrained")
+    shown: dict[str, Any] = {}
+    for axes, (title, dots) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for y, dot in enumerate(dots):
+            look = {"color": BLUE, "label": "trained agent"} if dot.trained else {"color": "black", "label": "strategy"}
+            axes.errorbar(dot.value, -y, xerr=dot.interval, fmt="o", markersize=4, linewidth=1, zorder=2, **look)
+            if dot.published is not None:  # behind and larger, for they often agree
+                axes.plot(
+                    dot.published, -y, "D", color=ORANGE, markerfacecolor="white", markersize=7, label="published"
+                )
+        axes.set_yticks([-y for y in range(len(dots))], [dot.name for dot in dots])
+        axes.set(title=title, xlabel="mean return")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+        axes.tick_params(length=0, labelsize=8)
+        shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(picture, dpi=120, metadata={"Source": source})
 
 
 def draw_episodes(

@@ -21,6 +21,7 @@ from snail.evaluation import machine
 from snail.files import file_hash
 from snail.records import markdown_rows, merge_records, read_records, text_table
 from snail.rl import PPO
+from snail.rl.scoring import greedy_player, score
 
 from .cli import SHIPPED, config_head, run_trainer, shipped_configs
 from .levers import keep_memory
@@ -28,9 +29,21 @@ from .runs import RUNS, KeepCheckpoints, read_checkpoint, training_facts
 from .terminal import RunProgress
 from .trainer_cli import RunCLI
 
-__all__ = ["RLCLI", "main", "merge_returns", "read_returns", "returns_table"]
+__all__ = [
+    "RLCLI",
+    "against",
+    "figure_text",
+    "main",
+    "merge_returns",
+    "published_text",
+    "read_returns",
+    "returns_table",
+    "scores",
+    "setting_text",
+    "share_text",
+]
 
-COMMANDS = ("fit", "test", "configs", "results")
+COMMANDS = ("fit", "test", "classical", "configs", "results")
 CONFIGS = "configs/rl"  # in the package
 BUILT_IN = "bandit_10_5"
 
@@ -41,6 +54,7 @@ Agents that learn within a trial, SNAIL and RL², trained with PPO.
 commands:
   fit        train                                      (snail rl fit --config bandit_10_5)
   test       play new trials with a trained agent       (snail rl test --ckpt_path RUN)
+  classical  play the strategies of the textbooks on the trials of a test, beside published figures and trained agents
   configs    list the configs that ship with the package, with what the paper reports
   results    print results.json of one or more runs     (snail rl results [--markdown] [RUN ...])
 
@@ -175,7 +189,7 @@ class RLCLI(RunCLI):
         sizes = [sum(p.numel() for p in part.parameters()) for part in (agent.policy, agent.value)]
         self._say(
             f"{type(agent).__name__}, {sizes[0]:,} parameters and {sizes[1]:,} of its value function, on "
-            f"{_setting(environment.facts)}, {environment.trials:,} trials an iteration; run folder {self.run}"
+            f"{setting_text(environment.facts)}, {environment.trials:,} trials an iteration; run folder {self.run}"
         )
 
     def after_fit(self) -> None:
@@ -187,9 +201,9 @@ class RLCLI(RunCLI):
             from .pictures import draw_returns
 
             picture, facts = self.run / "learning_curve.png", self.model.environment.facts
-            published = _published(facts, type(self.model.agent).__name__)
+            published = published_text(facts, type(self.model.agent).__name__)
             level = None if published is None or published.endswith("%") else float(published.split(" ± ")[0])
-            draw_returns(metrics, picture, published=level, title=f"{self.run.name}: {_setting(facts)}")
+            draw_returns(metrics, picture, published=level, title=f"{self.run.name}: {setting_text(facts)}")
             self._say(f"learning curve: {picture}")
         self._say(f"test it:  snail rl test --ckpt_path {self.run}")
 
@@ -204,7 +218,8 @@ class RLCLI(RunCLI):
         record = {
             **environment.facts,
             "agent": type(agent).__name__,
-            **_scores(self.model.returns, self.model.optimal),
+            **scores(self.model.returns, self.model.optimal),
+            **self._against_greedy(),
             "parameters": sum(p.numel() for p in agent.parameters()),
             **machine(self.trainer.strategy.root_device),
             "run": self.run.name,
@@ -215,6 +230,13 @@ class RLCLI(RunCLI):
         self._say(f"\n{returns_table([record])}\n")
         merge_returns(self.run / "results.json", [record])
         self._say(f"results: {self.run / 'results.json'}")
+
+    def _against_greedy(self) -> dict[str, Any]:
+        model, greedy = self.model, greedy_player(self.model.environment)
+        if greedy is None:
+            return {}
+        others, _ = score(model.environment, greedy, trials=len(model.returns), seed=model.test_seed)
+        return against(model.returns, others)
 
     def _trained_trials(self, content: Mapping[str, Any]) -> int:
         state = content.get("environment", {})
@@ -242,6 +264,10 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"there is no command {command!r} of snail rl; choose one of {', '.join(COMMANDS)}")
     if command == "configs":
         print(list_configs())
+    elif command == "classical":
+        from . import rl_classical
+
+        return rl_classical.main(rest)
     elif command == "results":
         print(list_results(rest))
     else:
@@ -260,7 +286,7 @@ def list_configs() -> str:
     for path in shipped_configs(CONFIGS):
         lines += [path.stem, *(f"    {line}" for line in config_head(path)), f"    snail rl fit --config {path.stem}"]
         for record in read_returns([SHIPPED / "results" / "rl" / path.stem / "results.json"]):
-            lines.append(f"    gave {_figure(record)}  {record['agent']}, {record['trials']:,} trials")
+            lines.append(f"    gave {figure_text(record)}  {record['agent']}, {record['trials']:,} trials")
     return "\n".join(lines)
 
 
@@ -314,10 +340,10 @@ def returns_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = Fals
     rows = [
         [
             str(record["agent"]),
-            _setting(record),
-            _figure(record),
-            _share(record),
-            _published(record, str(record["agent"])) or "",
+            setting_text(record),
+            figure_text(record),
+            share_text(record),
+            published_text(record, str(record["agent"])) or "",
             f"{record['trials']:,}",
             _trained(record.get("training", {})),
         ]
@@ -328,21 +354,38 @@ def returns_table(records: Iterable[Mapping[str, Any]], *, markdown: bool = Fals
     return "\n".join(markdown_rows([heads, *rows])) if markdown else text_table([heads, *rows])
 
 
-def _scores(returns: Tensor, optimal: Tensor | None) -> dict[str, Any]:
-    """Mean return with its 95 % interval, and its share of what one who knows the tasks expects, in percent."""
+def scores(returns: Tensor, optimal: Tensor | None) -> dict[str, Any]:
+    """Mean return with its 95 % interval, and its share of what one who knows the tasks expects, in percent.
 
-    def interval(each: Tensor) -> float | None:
-        return 1.96 * float(each.std(correction=1)) / math.sqrt(len(each)) if len(each) > 1 else None
-
-    scores: dict[str, Any] = {"trials": len(returns), "return": float(returns.mean()), "ci95": interval(returns)}
+    Args:
+        returns: ``(e,)``.
+        optimal: Likewise; ``None`` where it is not known.
+    """
+    told: dict[str, Any] = {"trials": len(returns), "return": float(returns.mean()), "ci95": _interval(returns)}
     if optimal is not None:
         share, scale = float(returns.mean() / optimal.mean()), float(optimal.mean())
-        around = interval(100 * (returns - share * optimal) / scale)  # of a ratio of means
-        scores |= {"optimal": scale, "share": 100 * share, "share_ci95": around}
-    return scores
+        around = _interval(100 * (returns - share * optimal) / scale)  # of a ratio of means
+        told |= {"optimal": scale, "share": 100 * share, "share_ci95": around}
+    return told
 
 
-def _published(facts: Mapping[str, Any], agent: str) -> str | None:
+def against(returns: Tensor, greedy: Tensor) -> dict[str, Any]:
+    """How much more is earned than by greedy play of the same trials, with the 95 % interval of paired differences.
+
+    Args:
+        returns: ``(e,)``.
+        greedy: Likewise.
+    """
+    more = returns - greedy
+    return {"against_greedy": float(more.mean()), "against_greedy_ci95": _interval(more)}
+
+
+def _interval(each: Tensor) -> float | None:
+    return 1.96 * float(each.std(correction=1)) / math.sqrt(len(each)) if len(each) > 1 else None
+
+
+def published_text(facts: Mapping[str, Any], agent: str) -> str | None:
+    """What the paper reports of an agent in a setting, if it does."""
     kind = str(facts["environment"])
     if kind not in PUBLISHED or any(facts.get(key, usual) != usual for key, usual in USUAL.items()):
         return None
@@ -350,7 +393,8 @@ def _published(facts: Mapping[str, Any], agent: str) -> str | None:
     return PUBLISHED[kind].get(setting, {}).get(agent)
 
 
-def _setting(facts: Mapping[str, Any]) -> str:
+def setting_text(facts: Mapping[str, Any]) -> str:
+    """What was played, in words."""
     kind = str(facts["environment"])
     if kind == "bandits":
         return f"bandits, {facts['steps']:,} pulls of {facts['arms']} arms"
@@ -359,12 +403,14 @@ def _setting(facts: Mapping[str, Any]) -> str:
     return kind
 
 
-def _figure(record: Mapping[str, Any]) -> str:
+def figure_text(record: Mapping[str, Any]) -> str:
+    """The mean return with its interval."""
     interval = "" if record["ci95"] is None else f" ± {record['ci95']:.2f}"
     return f"{record['return']:.2f}{interval}"
 
 
-def _share(record: Mapping[str, Any]) -> str:
+def share_text(record: Mapping[str, Any]) -> str:
+    """The share of the optimum with its interval; nothing where it is not known."""
     if record.get("share") is None:
         return ""
     interval = "" if record.get("share_ci95") is None else f" ± {record['share_ci95']:.1f}"

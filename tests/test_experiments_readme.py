@@ -25,9 +25,12 @@ from snail.experiments.cli import SHIPPED, main
 from snail.experiments.loading import load_run
 from snail.experiments.pictures import results_hash
 from snail.experiments.published import with_published
+from snail.experiments.rl import read_returns
+from snail.experiments.rl_classical import BAYES, by_setting, picture_hash, read_classical
 from snail.files import file_hash
 from snail.pretrained import WEIGHTS
 from snail.results import read_results
+from snail.rl import TabularMDPs, value_iteration
 from snail.rl.strategies import bayes_optimal_value
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +153,38 @@ def test_readme_results_are_what_the_command_prints() -> None:
     assert between("snail results --markdown") == printed(["results", "--markdown"])
     assert between("snail rl results --markdown", MEASURED) == printed(["rl", "results", "--markdown"])
     assert f"can expect more than {bayes_optimal_value(5, 10):.3f}" in " ".join(MEASURED.split())
+
+
+CLASSICAL = SHIPPED / "results" / "rl" / "classical.json"
+
+
+def test_classical_rows_are_what_the_file_holds_and_the_picture_is_of_them() -> None:
+    shown = between("snail rl classical", MEASURED)
+    assert shown == printed(["rl", "classical", "--show", str(CLASSICAL)])
+    with Image.open(CLASSICAL.with_suffix(".png")) as picture:
+        agents = read_returns(sorted(SHIPPED.glob("results/rl/*/results.json")))
+        assert picture.info["Source"] == picture_hash(read_classical([CLASSICAL]), agents)
+
+
+def test_classical_rows_are_of_the_trials_that_agents_were_tested_on() -> None:
+    groups = by_setting(read_classical([CLASSICAL]), read_returns(sorted(SHIPPED.glob("results/rl/*/results.json"))))
+    assert [len(records) for records, _ in groups] == [11, 10, 12]
+    for records, agents in groups:
+        for record in (*records, *agents):
+            assert record["trials"] == 10_000 and record["seed"] == 1_000_000
+            if record.get("strategy") != BAYES:
+                assert record["optimal"] == pytest.approx(records[0]["optimal"], rel=1e-6), record
+
+
+def test_what_the_page_says_of_value_iteration() -> None:
+    mdps, said = TabularMDPs(10_000, 10, seed=1_000_000), " ".join(MEASURED.split())
+    mdps.reset()
+    exact, discounted = (
+        float(value_iteration(discount * mdps.transitions, mdps.rewards, 10)[0][0, :, 0].mean())
+        for discount in (1, 0.99)
+    )
+    assert f"a return of 159.1, which is {100 * 159.1 / (10 * exact):.1f} % here" in said
+    assert f"exact value iteration gives {exact:.1f}" in said and f"a discount of 0.99, {discounted:.1f}" in said
 
 
 def test_readme_results_have_everything_that_is_needed_to_get_them_again() -> None:

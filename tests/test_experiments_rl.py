@@ -20,6 +20,8 @@ from snail.experiments.cli import main
 from snail.experiments.rl import merge_returns, read_returns, returns_table
 from snail.files import file_hash
 from snail.rl import Bandits, RL2Agent, SNAILAgent, TabularMDPs, roll_out
+from snail.rl.scoring import score
+from snail.rl.strategies import Greedy
 
 SMALL = [
     *("--trainer.accelerator=cpu", "--model.iterations=4", "--model.environment.trials=8", "--model.minibatches=2"),
@@ -74,6 +76,14 @@ def test_a_result_has_everything_that_is_needed_to_get_it_again(trained: Path) -
     assert (training["steps"], training["trials"], training["environment_steps"]) == (4, 32, 320)
     assert training["seconds"] > 0 and training["hardware"] and record["hardware"] and record["versions"]["torch"]
     assert record["config"] == yaml.safe_load((trained / "config.yaml").read_text())["model"]
+
+
+def test_a_result_stands_beside_greedy_play_of_the_same_trials(trained: Path) -> None:
+    (record,) = read_returns([trained / "results.json"])
+    returns, optimal = score(Bandits(8, 5, 10), Greedy(), trials=20, seed=1_000_000)
+    assert optimal is not None and record["optimal"] == float(optimal.mean())
+    assert record["against_greedy"] == pytest.approx(record["return"] - float(returns.mean()))
+    assert record["against_greedy_ci95"] > 0
 
 
 def test_a_test_plays_what_the_checkpoint_holds(trained: Path) -> None:
@@ -218,12 +228,14 @@ def test_the_table_shows_a_score_beside_the_published_one() -> None:
 
 def test_scores_by_hand() -> None:
     returns, optimal = torch.tensor([1.0, 3.0]).double(), torch.tensor([4.0, 4.0]).double()
-    scores = rl._scores(returns, optimal)
+    scores = rl.scores(returns, optimal)
     half = 1.96 * math.sqrt(2) / math.sqrt(2)
     assert scores == pytest.approx(
         {"trials": 2, "return": 2, "ci95": half, "optimal": 4, "share": 50, "share_ci95": 100 * half / 4}
     )
-    assert rl._scores(returns[:1], None) == {"trials": 1, "return": 1.0, "ci95": None}
+    assert rl.scores(returns[:1], None) == {"trials": 1, "return": 1.0, "ci95": None}
+    differences = rl.against(returns, torch.tensor([1.0, 1.0]).double())
+    assert differences == pytest.approx({"against_greedy": 1, "against_greedy_ci95": half})
 
 
 def test_records_are_merged_by_what_was_measured(tmp_path: Path) -> None:
@@ -263,7 +275,7 @@ def test_help_explains_options(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["fitt"], "no command 'fitt' of snail rl; choose one of fit, test, configs, results"),
+        (["fitt"], "no command 'fitt' of snail rl; choose one of fit, test, classical, configs, results"),
         (["fit", "--config", "nope"], "no config 'nope': neither a file nor one of bandit_1000_50"),
         (["fit", "--model.iterations=0"], "iterations is 0; it must be at least 1"),
         (["fit", "--model.environment.trials=0"], "trials is 0; it must be at least 1"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from snail.rl import PPO, Agent, Bandits, Environment, RL2Agent, SNAILAgent, TabularMDPs, Trials, ppo, roll_out
 from snail.rl.ppo import advantages_of, ppo_loss
+from snail.rl.scoring import score
+from snail.rl.strategies import Random, play
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
@@ -278,6 +282,25 @@ def test_a_test_plays_its_own_trials() -> None:
         returns.append(module.returns)
         assert module.environment.facts["seed"] == 1_000_000
     assert len(returns[0]) == 10 and torch.equal(returns[0], returns[1])
+
+
+def test_an_agent_is_tested_on_the_trials_that_strategies_are_scored_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class First(Random):
+        """Always the first arm."""
+
+        def act(self, observation: Tensor) -> Tensor:
+            return torch.zeros(self.environment.trials, dtype=torch.int64)
+
+    def always_first(agent: Agent, environment: Any) -> Any:
+        return SimpleNamespace(returns=play(environment, First()).sum(dim=1))
+
+    monkeypatch.setattr(ppo, "roll_out", always_first)
+    module = PPO(SMALL, Bandits(4, 2, 3, seed=5), ADAM, test_trials=10)
+    trainer().test(module, verbose=False)
+    returns, optimal = score(Bandits(4, 2, 3), First(), trials=10, seed=1_000_000)
+    assert torch.equal(module.returns, returns) and len(returns) == 10
+    assert module.optimal is not None and optimal is not None and torch.equal(module.optimal, optimal)
+    assert torch.equal(copy.deepcopy(module).returns, returns)
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

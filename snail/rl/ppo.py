@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from ..module import generator_states, set_generator_states
 from .agents import Agent, Trials, roll_out
 from .environments import Environment
+from .scoring import TEST_SEED, TEST_TRIALS, play_rounds
 
 __all__ = ["PPO", "advantages_of", "ppo_loss"]
 
@@ -141,8 +142,8 @@ class PPO(LightningModule):
         value_coefficient: float = 0.5,
         max_norm: float = 0.5,
         standardise: bool = True,
-        test_trials: int = 10_000,
-        test_seed: int = 1_000_000,
+        test_trials: int = TEST_TRIALS,
+        test_seed: int = TEST_SEED,
     ) -> None:
         super().__init__()
         counts = {"iterations": iterations, "epochs": epochs, "minibatches": minibatches, "test_trials": test_trials}
@@ -181,6 +182,7 @@ class PPO(LightningModule):
         self.test_seed = test_seed
         self.returns = torch.empty(0)
         self.optimal: Tensor | None = None
+        self._rounds: Iterator[tuple[Tensor, Tensor | None]] = iter(())
         self._played: list[tuple[Tensor, Tensor | None]] = []
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,20 +251,24 @@ class PPO(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Begin the test's own trials."""
-        self.environment.reseed(self.test_seed)
+        self._rounds = play_rounds(
+            self.environment,
+            lambda now: roll_out(self.agent, now).returns,
+            trials=self.test_trials,
+            seed=self.test_seed,
+        )
         self._played = []
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         """Play new trials."""
-        returns = roll_out(self.agent, self.environment).returns.double().cpu()
-        optimal = getattr(self.environment, "optimal", None)
-        self._played.append((returns, None if optimal is None else optimal.double().cpu()))
+        self._played.append(next(self._rounds))
 
     def on_test_epoch_end(self) -> None:
-        """Keep the first ``test_trials`` returns in ``self.returns``."""
-        self.returns = torch.cat([returns for returns, _ in self._played])[: self.test_trials]
+        """Keep the ``test_trials`` returns in ``self.returns``."""
+        self._rounds = iter(())  # a module with a generator could not be copied
+        self.returns = torch.cat([returns for returns, _ in self._played])
         known = [optimal for _, optimal in self._played if optimal is not None]
-        self.optimal = torch.cat(known)[: self.test_trials] if known else None
+        self.optimal = torch.cat(known) if known else None
 
     # -- what else a run needs to go on exactly where it was ---------------------------------------------------
 
