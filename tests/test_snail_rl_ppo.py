@@ -187,7 +187,8 @@ def test_an_iteration_is_a_step_of_the_trainer_and_goes_through_all_trials_each_
         assert float(together.sum()) == pytest.approx(float(torch.cat([t.inputs for t in seen[:4]]).sum()))
     assert set(run.callback_metrics) == {
         f"train/{name}" for name in
-        ("return", "loss", "policy_loss", "value_loss", "entropy", "clipped", "kl", "gradient_norm")
+        ("return", "loss", "policy_loss", "value_loss", "entropy", "clipped", "kl",
+         "policy_gradient_norm", "value_gradient_norm")
     }  # fmt: skip
 
 
@@ -220,16 +221,31 @@ def test_the_rate_falls_in_a_line() -> None:
     assert rates == [0.01, 0.01]
 
 
-def test_long_gradients_are_scaled() -> None:
-    moved: list[Tensor] = []
+def test_long_gradients_of_policy_and_value_function_are_scaled_each_by_itself() -> None:
     for longest in (1e-3, 1e-6):
         torch.manual_seed(0)
         module = PPO(SMALL, Bandits(8, 2, 3), partial(torch.optim.SGD, lr=1.0), iterations=1, epochs=1, minibatches=1,
                      max_norm=longest)  # fmt: skip
-        before = torch.nn.utils.parameters_to_vector(module.agent.parameters()).detach().clone()
+        networks = (module.agent.policy, module.agent.value)
+        before = [torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone() for network in networks]
         trainer().fit(module)
-        moved.append(torch.nn.utils.parameters_to_vector(module.agent.parameters()).detach() - before)
-    assert [float(each.norm()) for each in moved] == pytest.approx([1e-3, 1e-6], rel=0.1)
+        after = [torch.nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
+        moved = [float((now - then).norm()) for now, then in zip(after, before, strict=True)]
+        assert moved == pytest.approx([longest, longest], rel=0.1)
+
+
+def test_the_weight_of_the_entropy_falls_with_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[float] = []
+
+    def watched(*given: Any, entropy: float, **how: float) -> Any:
+        weights.append(entropy)
+        return ppo_loss(*given, entropy=entropy, **how)
+
+    monkeypatch.setattr(ppo, "ppo_loss", watched)
+    for schedule in ("linear", "constant"):
+        options = {"iterations": 4, "epochs": 1, "minibatches": 1, "entropy": 0.2}
+        trainer().fit(PPO(SMALL, Bandits(4, 2, 3), ADAM, schedule, **options))  # type: ignore[arg-type]
+    assert weights == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.2, 0.2, 0.2, 0.2])
 
 
 class Stop(Callback):

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..module import generator_states, set_generator_states
@@ -111,7 +111,8 @@ class PPO(LightningModule):
         clip: See ``ppo_loss``, as ``entropy`` and ``value_coefficient``.
         entropy: Weight of the policy's entropy at the beginning.
         value_coefficient: Weight of the value function's loss.
-        max_norm: Longest gradient of all parameters together; longer ones are scaled to it.
+        max_norm: Longest gradient of the policy, and of the value function, whose is of the scale of returns; longer
+            ones are scaled to it.
         standardise: Whether an iteration's advantages are brought to mean 0 and deviation 1.
         test_trials: Trials that a test plays.
         test_seed: Seed of these trials; the environment is left with it.
@@ -226,10 +227,11 @@ class PPO(LightningModule):
             loss, logs = ppo_loss(self.agent, trials[which], advantages[which], targets[which], **options)
             optimizer.zero_grad()
             self.manual_backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), self.max_norm)
+            for name, network in (("policy", self.agent.policy), ("value", self.agent.value)):
+                logs[f"{name}_gradient_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.max_norm)
             # The trainer counts the steps of its own wrapper: one an iteration.
             (optimizer if number == len(steps) else optimizer.optimizer).step()
-            for name, value in {"loss": loss.detach(), "gradient_norm": norm, **logs}.items():
+            for name, value in {"loss": loss.detach(), **logs}.items():
                 sums[name] = sums.get(name, 0.0) + value / len(steps)
         cast(Any, self.lr_schedulers()).step()
         self._check(sums["loss"])
