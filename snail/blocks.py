@@ -128,23 +128,24 @@ class CausalConv1d(Block):
         nn.init.uniform_(self.taps.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See ``Block.step``; the state is ``(b, receptive_field - 1, (kernel_size - 1) * out_channels)``."""
+    def step(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """See ``Block.step``; the state is ``(b, receptive_field - 1, (kernel_size - 1) * out_channels)`` in pieces."""
         past, now = self.taps(x).tensor_split([-self.out_channels], dim=-1)
-        reach = self.receptive_field - 1
-        past = F.pad(past, (0, 0, reach, 0)) if state is None else torch.cat([state, past], dim=1)
-        return self._add_past(now + self.bias, past, x.shape[1]), past[:, x.shape[1] :]
+        # Pieces stay apart: a step reads the oldest, and copies nothing of what lies between.
+        past = [F.pad(past, (0, 0, self.receptive_field - 1, 0))] if state is None else [*state, past]
+        return self._add_past(now + self.bias, past, x.shape[1]), _without_first(past, x.shape[1])
 
-    def branch(self, x: Tensor, state: Tensor) -> Tensor:
+    def branch(self, x: Tensor, state: list[Tensor]) -> Tensor:
         """See ``Block.branch``."""
         y = F.linear(x, self.taps.weight[-self.out_channels :], self.bias)
         return self._add_past(y, state, 1)
 
-    def _add_past(self, y: Tensor, past: Tensor, steps: int) -> Tensor:
+    def _add_past(self, y: Tensor, past: list[Tensor], steps: int) -> Tensor:
         """Add what the older taps found to ``steps`` outputs; the first reaches back to the start of ``past``."""
         for tap in range(self.kernel_size - 1):
-            start, column = tap * self.dilation, tap * self.out_channels
-            y = y + past[:, start : start + steps, column : column + self.out_channels]
+            column = tap * self.out_channels
+            found = _first(_without_first(past, tap * self.dilation), steps)
+            y = y + found[..., column : column + self.out_channels]
         return y
 
 
@@ -170,12 +171,12 @@ class DenseBlock(Block):
         self.conv = CausalConv1d(in_channels, 2 * filters, dilation=dilation)  # f and g, each with its own weights
         self.receptive_field = self.conv.receptive_field
 
-    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """See ``Block.step``; the state is the convolution's."""
         y, state = self.conv.step(x, state)
         return self._append(x, y), state
 
-    def branch(self, x: Tensor, state: Tensor) -> Tensor:
+    def branch(self, x: Tensor, state: list[Tensor]) -> Tensor:
         """See ``Block.branch``."""
         return self._append(x, self.conv.branch(x, state))
 
@@ -311,3 +312,23 @@ def _require_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is {size}; it must be at least 1")
+
+
+def _first(pieces: Sequence[Tensor], steps: int) -> Tensor:
+    """The first steps of what lies in pieces one behind the other, each ``(b, any, c)``."""
+    found: list[Tensor] = []
+    for piece in pieces:
+        found.append(piece[:, :steps])
+        steps -= found[-1].shape[1]
+        if steps == 0:
+            break
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+def _without_first(pieces: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """All but the first steps of what lies in pieces, as pieces."""
+    for i, piece in enumerate(pieces):
+        if steps < piece.shape[1]:
+            return [piece[:, steps:], *pieces[i + 1 :]]
+        steps -= piece.shape[1]
+    return []

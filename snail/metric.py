@@ -94,7 +94,7 @@ class ProtoNet(EmbeddingLearner):
         k, losses = support.shape[1] // n, []
         truth = torch.arange(n, device=query.device).repeat_interleave(m - k).repeat(b)
         for first in range(m):
-            members, asked = examples.roll(-first, dims=2).split([k, m - k], dim=2)
+            members, asked = examples.roll(-first, dims=2).tensor_split([k], dim=2)
             logits = self.scale * shifted_logits(asked.flatten(1, 2), precise(members).mean(2))
             losses.append(F.cross_entropy(logits.flatten(0, 1), truth))
         return torch.stack(losses).mean(), logs
@@ -192,7 +192,7 @@ def _by_class(items: Tensor, episode: Episode) -> Tensor:
             f"{int(counts.max())}; leave data.max_queries out"
         )
     order = labels.argsort(dim=1, stable=True).unsqueeze(-1)
-    return items.gather(1, order.expand_as(items)).unflatten(1, (n, -1))
+    return items.gather(1, order.expand_as(items)).reshape(len(items), n, -1, items.shape[-1])
 
 
 def _distances(query: Tensor, support: Tensor) -> Tensor:

@@ -214,6 +214,25 @@ def test_convolution_state_does_not_grow(name: str) -> None:
     assert [s.shape for s in tensors_in(after_one)] == [s.shape for s in tensors_in(after_many)]
 
 
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name.startswith(("conv", "dense", "tc"))])
+def test_convolution_state_does_not_grow_step_by_step(name: str) -> None:
+    block, state, held = build(name), None, set()
+    for step in sequence(60).split(1, dim=1):
+        _, state = block.step(step, state)
+        held.add(sum(tensor.numel() for tensor in tensors_in(state)))
+    assert len(held) == 1
+
+
+def test_a_step_of_a_convolution_copies_nothing_of_its_past() -> None:
+    conv, state = CausalConv1d(C, 3, dilation=8).double(), None
+    for step in sequence(20).split(1, dim=1):
+        before = state
+        _, state = conv.step(step, state)
+    assert before is not None and state is not None
+    assert len(state) == conv.receptive_field - 1
+    assert [kept.data_ptr() for kept in state[:-1]] == [kept.data_ptr() for kept in before[1:]]
+
+
 # Branching
 
 
