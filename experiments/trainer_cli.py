@@ -309,7 +309,17 @@ class SnailCLI(RunCLI):
             learner, data = self.model.learner, self.datamodule
             self.started_from = start_from(learner, data, self.options.start_from, trust=self.trust)
         self._check_episodes()
+        if self.subcommand == "fit" and self.checkpoint is None:
+            self._begin()
         return super().instantiate_trainer(**kwargs)
+
+    def _begin(self) -> None:
+        """Show the learner an episode, the same one in every process."""
+        data, learner = self.datamodule, self.model.learner
+        options = {"ways": data.train_ways, "shots": max(data.train_shots), "queries": data.queries, "seed": data.seed}
+        episode, images = data.sampler("train", **options).draw(0, 1), data.images("train")
+        items = torch.cat([episode.support_x, episode.query_x], dim=1)[0]
+        learner.begin(as_parameters(items if images is None else images.take(items), learner))
 
     def _check_episodes(self) -> None:
         """Make a sampler of each kind and answer one episode: what cannot work is said before anything is written."""

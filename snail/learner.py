@@ -105,6 +105,9 @@ class Learner(nn.Module, ABC):
         """How much each answer owes to each support item, ``(b, q, s)``, to be looked at; ``None`` if none can tell."""
         return None
 
+    def begin(self, items: Tensor) -> None:
+        """Look at some training items ``(i, *item)`` before the first step is taken; most learners need not."""
+
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise on a batch of episodes, and what is worth logging beside it.
 

@@ -43,7 +43,10 @@ def shifted_logits(query: Tensor, centres: Tensor) -> Tensor:
     Their softmax is that of ``prototype_logits``. A matrix product, in single precision at least, for half cannot tell
     near ones apart: for losses with many classes.
     """
-    query, centres = precise(query), precise(centres)
+    # What all embeddings share does not count, but rounding would: an optimiser that scales gradients, such as Adam,
+    # makes whole steps of its noise, and where they lead there is more of it.
+    origin = centres.detach().mean(1, keepdim=True)
+    query, centres = precise(query - origin), precise(centres - origin)
     with torch.autocast(query.device.type, enabled=False):
         return 2 * query @ centres.transpose(1, 2) - centres.square().sum(-1).unsqueeze(1)
 

@@ -5,6 +5,7 @@ Axes: ``b`` episode, ``s`` support items, ``q`` query items, ``n`` ways, ``k`` s
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -103,6 +104,13 @@ class SNAIL(EmbeddingLearner):
                     f"start is 'matching', which needs all layers (here {layers}) and at most 128 ways (here {ways})"
                 )
             begin_as_matching_network(self.network, embedding_dim, ways)
+
+    def begin(self, items: Tensor) -> None:
+        """See ``Learner.begin``; a matching start takes the mean of these items' embeddings for its origin."""
+        if self.start == "matching":
+            with torch.no_grad():  # as in training, by the items' own statistics, and without keeping them
+                embedded = copy.deepcopy(self.embedding).train()(items)
+            begin_as_matching_network(self.network, self.embedding_dim, self.ways, embedded.mean(0))
 
     @property
     def note(self) -> str:

@@ -197,6 +197,19 @@ def test_shifted_logits_have_the_softmax_of_squared_distances() -> None:
     torch.testing.assert_close(shifted_logits(query, centres).softmax(-1), expected)
 
 
+def test_what_all_embeddings_share_has_no_gradient_but_for_rounding() -> None:
+    torch.manual_seed(0)
+    query, centres = torch.randn(1, 300, 16), torch.randn(1, 100, 16)
+    noise = []
+    for far in (0.0, 30.0):
+        shift = torch.full((16,), far, requires_grad=True)
+        logits = shifted_logits(query + shift, centres + shift)
+        nn.functional.cross_entropy(logits[0], torch.arange(300) % 100).backward()
+        assert shift.grad is not None
+        noise.append(float(shift.grad.abs().max()))
+    assert noise[1] < 10 * noise[0] < 1e-4  # products of what is far from zero would have a thousand times as much
+
+
 def test_shifted_logits_are_precise_where_all_else_is_in_half_precision() -> None:
     query, centres = torch.tensor([[[100.0, 0.0]]]), torch.tensor([[[100.0, 0.0], [100.0, 0.25]]])
     with torch.autocast("cpu", torch.bfloat16):

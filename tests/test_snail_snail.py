@@ -538,6 +538,29 @@ def test_snail_begins_as_a_matching_network(ways: int, c: int, shots: int) -> No
     assert learner.note == "begun as a matching network"
 
 
+def test_a_matching_start_looks_at_embeddings_from_their_midst() -> None:
+    torch.manual_seed(0)
+    support, query, far = torch.randn(50, 5, 16) / 2, torch.randn(50, 7, 16) / 2, 6 * torch.randn(16).sign()
+    y = torch.arange(5).expand(50, -1)
+    learner = SNAIL(nn.Identity(), 16, 5, 1, start="matching").eval()
+    plain = learner.answer(support, y, query)
+    astray = learner.answer(support + far, y, query + far)
+    learner.begin((support + far).flatten(0, 1))
+    torch.testing.assert_close(learner.answer(support + far, y, query + far), plain, rtol=0, atol=0.5)
+    assert (astray - plain).abs().max() > 5  # tanh is not straight out there
+
+
+def test_to_begin_changes_no_other_start_and_no_embedding() -> None:
+    torch.manual_seed(0)
+    for start in ("random", "matching"):
+        learner = SNAIL(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), 6, 3, 2, start=start)
+        before = {name: value.clone() for name, value in learner.state_dict().items()}
+        learner.begin(torch.randn(9, 4))
+        same = {name for name, value in learner.state_dict().items() if torch.equal(value, before[name])}
+        assert same >= {name for name in before if name.startswith("embedding.")}
+        assert (same == set(before)) is (start == "random")
+
+
 def test_snail_of_many_channels_begins_by_comparing_some_directions_of_them() -> None:
     torch.manual_seed(0)
     learner = SNAIL(nn.Identity(), 384, 5, 1, start="matching").eval()
