@@ -266,7 +266,7 @@ def test_help_explains_options(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["rl", "fit", "--help"])
     printed = " ".join(capfd.readouterr().out.split())
-    assert "Longest gradient of all parameters together" in printed and "--model.lambda_" in printed
+    assert "Longest gradient of the policy, and of the value function" in printed and "--model.lambda_" in printed
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
