@@ -85,9 +85,15 @@ class EpisodeData(LightningDataModule, ABC):
         return ""
 
     @property
+    def changes(self) -> list[str]:
+        """What results say of the training episodes where it is not the usual."""
+        return []
+
+    @property
     def training_notes(self) -> dict[str, str]:
-        """What results say of the training episodes where it is not the usual: ``on`` which classes, and a ``note``."""
-        return {"on": self.trained_on} if self.trained_on else {}
+        """What results say of training: ``on`` which classes, and a ``note`` of ``changes``, each if there is any."""
+        told = {"on": self.trained_on, "note": ", ".join(self.changes)}
+        return {key: text for key, text in told.items() if text}
 
     # -- what a source of episodes adds ------------------------------------------------------------------------
 
@@ -216,11 +222,9 @@ class ImageData(EpisodeData):
         self._images: dict[str, Images] = {}
 
     @property
-    def training_notes(self) -> dict[str, str]:
-        """See ``EpisodeData.training_notes``; it tells of distorted images."""
-        return super().training_notes | (
-            {"note": f"images distorted by {self.distortion:g}"} if self.distortion else {}
-        )
+    def changes(self) -> list[str]:
+        """See ``EpisodeData.changes``; it tells of distorted images."""
+        return super().changes + [f"images distorted by {self.distortion:g}"] * bool(self.distortion)
 
     @abstractmethod
     def load(self, part: str) -> Images:

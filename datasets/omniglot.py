@@ -62,11 +62,9 @@ class Omniglot(ImageData):
         return "training and validation characters" if self.train_on_validation else ""
 
     @property
-    def training_notes(self) -> dict[str, str]:
-        """See ``EpisodeData.training_notes``; it tells of mirror images."""
-        notes = super().training_notes
-        told = (["mirror images too"] if self.mirrored else []) + ([notes["note"]] if "note" in notes else [])
-        return notes | ({"note": ", ".join(told)} if told else {})
+    def changes(self) -> list[str]:
+        """See ``EpisodeData.changes``; it tells of mirror images."""
+        return ["mirror images too"] * self.mirrored + super().changes
 
     @cached_property
     def _drawings(self) -> tuple[list[str], np.ndarray]:

@@ -45,8 +45,9 @@ def shifted_logits(query: Tensor, centres: Tensor) -> Tensor:
     """
     # What all embeddings share does not count, but rounding would: an optimiser that scales gradients, such as Adam,
     # makes whole steps of its noise, and where they lead there is more of it.
+    query, centres = precise(query), precise(centres)
     origin = centres.detach().mean(1, keepdim=True)
-    query, centres = precise(query - origin), precise(centres - origin)
+    query, centres = query - origin, centres - origin
     with torch.autocast(query.device.type, enabled=False):
         return 2 * query @ centres.transpose(1, 2) - centres.square().sum(-1).unsqueeze(1)
 

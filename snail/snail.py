@@ -44,7 +44,8 @@ class SNAIL(EmbeddingLearner):
             episodes of the ``batch``, which is harder and so teaches more. A class that happens to be in two of them
             counts as two there.
         start: Where training begins: with ``random`` layers; or ``matching``, with layers set so that they answer as a
-            matching network does (``snail/start.py``). All of them are there and are trained as otherwise.
+            matching network does (``snail/start.py``). All of them are there and are trained as otherwise. ``begin``
+            puts them in the midst of the embeddings, which the command does before the first step.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.

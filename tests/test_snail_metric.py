@@ -207,7 +207,7 @@ def test_what_all_embeddings_share_has_no_gradient_but_for_rounding() -> None:
         nn.functional.cross_entropy(logits[0], torch.arange(300) % 100).backward()
         assert shift.grad is not None
         noise.append(float(shift.grad.abs().max()))
-    assert noise[1] < 10 * noise[0] < 1e-4  # products of what is far from zero would have a thousand times as much
+    assert noise[1] < 10 * noise[0] < 1e-4  # products of what is far from zero have a hundred times as much
 
 
 def test_shifted_logits_are_precise_where_all_else_is_in_half_precision() -> None:
