@@ -82,6 +82,17 @@ class Images:
             return self
         return replace(self, pixels=self.pixels.to(device))
 
+    def first(self, classes: int) -> Images:
+        """The first so many classes.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        if not 1 <= classes <= len(self.class_names):
+            raise ValueError(f"the first {classes} of {len(self.class_names)} classes cannot be had; ask for 1 to all")
+        counts = self.counts[:classes]
+        return Images(self.pixels[: sum(counts)], self.class_names[:classes], counts)
+
     def with_rotations(self) -> Images:
         """Every class also turned by 90, 180 and 270 degrees, each turn a class of its own (Santoro et al., 2016).
 

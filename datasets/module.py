@@ -189,6 +189,7 @@ class ImageData(EpisodeData):
         train_ways: Classes in a training episode, for learners that take any number; as many as ``ways`` if not given.
         fixed_labels: Whether each training class keeps one label in all episodes instead of a new one in each: a trap,
             to be seen.
+        train_classes: Train on the first so many training classes only; on all if not given.
         max_queries: Most queries of a training episode, drawn among those of all its classes; 1 is one question an
             episode, as in the papers. All of them if not given.
         distortion: How much training images are turned, stretched, slanted and shifted at random each time they are
@@ -196,7 +197,8 @@ class ImageData(EpisodeData):
         **kwargs: See ``EpisodeData``.
 
     Raises:
-        ValueError: If ``distortion`` is negative; of ``max_queries`` see ``EpisodeSampler``.
+        ValueError: If ``distortion`` is negative; of ``max_queries`` see ``EpisodeSampler``, of ``train_classes``
+            ``Images.first``.
     """
 
     ways: int
@@ -209,6 +211,7 @@ class ImageData(EpisodeData):
         ways: int = 5,
         train_ways: int | None = None,
         fixed_labels: bool = False,
+        train_classes: int | None = None,
         max_queries: int | None = None,
         distortion: float = 0.0,
         **kwargs: Any,
@@ -218,13 +221,20 @@ class ImageData(EpisodeData):
             raise ValueError(f"distortion is {distortion:g}; it must be at least 0")
         self.distortion, self.max_queries = distortion, max_queries
         self.ways, self.train_ways = ways, ways if train_ways is None else train_ways
-        self.fixed_labels = fixed_labels
+        self.fixed_labels, self.train_classes = fixed_labels, train_classes
         self._images: dict[str, Images] = {}
 
     @property
     def changes(self) -> list[str]:
-        """See ``EpisodeData.changes``; it tells of distorted images."""
-        return super().changes + [f"images distorted by {self.distortion:g}"] * bool(self.distortion)
+        """See ``EpisodeData.changes``; it tells of few classes, of labels that are kept, and of distorted images."""
+        told = super().changes
+        if self.train_classes is not None:
+            told.append(f"{self.train_classes:,} classes")
+        if self.fixed_labels:
+            told.append("each class with one label")
+        if self.distortion:
+            told.append(f"images distorted by {self.distortion:g}")
+        return told
 
     @abstractmethod
     def load(self, part: str) -> Images:
@@ -255,7 +265,10 @@ class ImageData(EpisodeData):
         """
         if part not in self._images:
             self.split_name(part)  # there is such a part
-            self._images[part] = self.load(part)
+            images = self.load(part)
+            if part == "train" and self.train_classes is not None:
+                images = images.first(self.train_classes)
+            self._images[part] = images
         if self.trainer is not None:  # gathered and scaled where the computing is done
             self._images[part] = self._images[part].to(self.trainer.strategy.root_device)
         return self._images[part]

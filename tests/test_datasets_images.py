@@ -113,6 +113,17 @@ def test_turns_and_mirror_images_are_all_eight_symmetries_of_a_square() -> None:
     assert {pixels[0].numpy().tobytes() for pixels in images.pixels} == symmetries and len(symmetries) == 8
 
 
+def test_the_first_classes_are_had_with_all_their_images() -> None:
+    images = numbered((1, 2, 3), size=3)
+    first = images.first(2)
+    assert (first.class_names, first.counts) == (images.class_names[:2], (1, 2))
+    assert torch.equal(first.pixels, images.pixels[:3])
+    assert torch.equal(images.first(3).pixels, images.pixels)
+    for classes in (0, 4):
+        with pytest.raises(ValueError, match=f"the first {classes} of 3 classes cannot be had"):
+            images.first(classes)
+
+
 def test_rotations_do_not_touch_the_original() -> None:
     images = numbered()
     images.with_rotations().pixels.zero_()

@@ -164,6 +164,15 @@ def test_training_images_are_distorted_when_asked_and_no_others() -> None:
         Tiny(distortion=-1)
 
 
+def test_few_training_classes_are_the_first_of_them_and_told() -> None:
+    data = Tiny(ways=2, train_classes=3, fixed_labels=True)
+    assert data.images("train").class_names == ("train0", "train1", "train2")
+    assert len(data.images("val").class_names) == len(data.images("test").class_names) == 6
+    assert data.training_notes == {"note": "3 classes, each class with one label"}
+    with pytest.raises(ValueError, match="the first 7 of 6 classes cannot be had"):
+        Tiny(train_classes=7).images("train")
+
+
 def test_episode_data_works_without_a_trainer() -> None:
     result = evaluate(NearestNeighbour(3), Tiny().episodes("test", shots=1, ways=3, count=30))
     assert result.episodes == 30

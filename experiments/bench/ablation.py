@@ -20,19 +20,24 @@ __all__ = ["BASE", "VARIANTS", "main", "markdown_table"]
 
 LEARNER = "--model.learner.init_args"
 BASE = (
-    *("--trainer.max_epochs=4", "--data.batch_size=32", "--data.queries=2", "--data.val_episodes=2000"),
+    *("--trainer.max_epochs=4", "--data.steps_per_epoch=150", "--data.batch_size=16", "--data.queries=2"),
+    *("--data.val_episodes=2000", "--trainer.precision=32-true"),
     *(f"{LEARNER}.prototype_loss=1", f"{LEARNER}.prototypes=batch"),
 )
+# A batch of few classes has each of them more than once, among which the loss over the batch could not choose.
+FEW_CLASSES = ("--data.train_classes=50", f"{LEARNER}.prototypes=episode")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "base: attention and convolutions, dilations 1, 2, 4, ..., labels new in each episode, 1 to 5 shots": (),
     "attention alone": (f"{LEARNER}.layers=attention",),
     "convolutions alone": (f"{LEARNER}.layers=convolutions",),
     "dilations 2, 4, 8, ... as printed": (f"{LEARNER}.dilation_start=2",),
     "each class keeps its label": ("--data.fixed_labels=true",),
+    "50 training classes": FEW_CLASSES,
+    "50 training classes, each keeps its label": (*FEW_CLASSES, "--data.fixed_labels=true"),
     "1 shot alone": ("--data.train_shots=[1,1]",),
     "5 shots alone": ("--data.train_shots=[5,5]",),
     "1 query an episode, not 10": ("--data.max_queries=1",),
-    "float32, not bfloat16": ("--trainer.precision=32-true",),
+    "bfloat16, not float32": ("--trainer.precision=bf16-mixed",),
     "25 queries an episode, not 10": ("--data.queries=5",),
     "prototypical loss over an episode's classes": (f"{LEARNER}.prototypes=episode",),
     "no prototypical loss": (f"{LEARNER}.prototype_loss=0",),
