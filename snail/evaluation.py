@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -361,7 +363,7 @@ def describe(learner: Learner, device: torch.device | str) -> dict[str, Any]:
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:
-    """Facts about the machine that belong into every result: versions, the kind of device, the hardware."""
+    """Facts that belong into every result: versions (of a checkout's code, the commit), kind of device, hardware."""
     try:
         own_version = version("snail-meta")
     except PackageNotFoundError:  # used from a folder that was never installed
@@ -371,10 +373,29 @@ def machine(device: torch.device | str) -> dict[str, Any]:
             "snail": own_version,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
+            **({"commit": commit} if (commit := _commit()) else {}),
         },
         "device": torch.device(device).type,
         "hardware": hardware(device),
     }
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, ``-dirty`` behind it if a file differs from it."""
+    here = Path(__file__).resolve()
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ["git", *command], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # the checkout around an environment is not ours
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def hardware(device: torch.device | str) -> str:

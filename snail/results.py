@@ -93,6 +93,10 @@ def _score(metric: Metric) -> Cell:
     return lambda record: metric.text(record[metric.name], record["ci95"]) if metric.name in record else ""
 
 
+def _commit(record: Mapping[str, Any]) -> str:
+    return str(record.get("versions", {}).get("commit", ""))
+
+
 COLUMNS: dict[str, Cell] = {
     "learner": learner_label,
     "data": lambda r: f"{r['dataset']} {r['split']}",
@@ -103,6 +107,9 @@ COLUMNS: dict[str, Cell] = {
     "paper": _told("published"),
     "episodes": lambda r: f"{r['episodes']:,}",
     "batch norm": _told("batch_norm"),
+    "seed": _told("seed"),
+    "config": _told("run"),
+    "commit": _commit,
 }
 
 
@@ -124,6 +131,8 @@ ABOUT_RUN: dict[str, Cell] = {
     "trained": lambda r: _trained(r.get("training", {})),
 }
 """What a line of the markdown tables tells beside its scores; records that are alike in it share a line."""
+WHERE_FROM: dict[str, Cell] = {"config": _told("run"), "commit": _commit}
+"""What a line tells of each of the records that share it."""
 
 
 def results_markdown(records: Iterable[Mapping[str, Any]]) -> str:
@@ -147,21 +156,31 @@ def results_markdown(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _run_lines(records: Sequence[Mapping[str, Any]], metric: Metric) -> list[str]:
-    settings = sorted({(record.get("ways") or 0, record["shots"]) for record in records})
-    runs: dict[tuple[str, ...], dict[tuple[int, int], str]] = {}
+    lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for record in records:
-        score = metric.text(record[metric.name], record["ci95"]).removesuffix(metric.unit)
-        published = f" ({record['published']})" if record.get("published") else ""
-        about = tuple(cell(record) for cell in ABOUT_RUN.values())
-        runs.setdefault(about, {})[record.get("ways") or 0, record["shots"]] = score + published
-    cells = [[head, *column] for head, column in zip(ABOUT_RUN, zip(*runs, strict=True), strict=True)]
-    scores = [[_setting(*setting), *(run.get(setting, "") for run in runs.values())] for setting in settings]
+        lines.setdefault(tuple(cell(record) for cell in ABOUT_RUN.values()), []).append(record)
+    about = [[head, *column] for head, column in zip(ABOUT_RUN, zip(*lines, strict=True), strict=True)]
+    scored = [{_shape(record): _score_and_published(record, metric) for record in line} for line in lines.values()]
+    shapes = sorted({_shape(record) for record in records})
+    scores = [[_shape_text(*shape), *(scores.get(shape, "") for scores in scored)] for shape in shapes]
+    sources = [
+        [head, *(", ".join(dict.fromkeys(filter(None, map(cell, line)))) for line in lines.values())]
+        for head, cell in WHERE_FROM.items()
+    ]
     front = 1 + list(ABOUT_RUN).index("inner steps")
-    rows = _without_empty_columns([*cells[:front], *scores, *cells[front:]])
-    return markdown_rows(rows)
+    return markdown_rows(_without_empty_columns([*about[:front], *scores, *about[front:], *sources]))
 
 
-def _setting(ways: int, shots: int) -> str:
+def _score_and_published(record: Mapping[str, Any], metric: Metric) -> str:
+    score = metric.text(record[metric.name], record["ci95"]).removesuffix(metric.unit)
+    return score + (f" ({record['published']})" if record.get("published") else "")
+
+
+def _shape(record: Mapping[str, Any]) -> tuple[int, int]:
+    return record.get("ways") or 0, record["shots"]
+
+
+def _shape_text(ways: int, shots: int) -> str:
     return f"{ways}-way {shots}-shot" if ways else f"{shots}-shot"
 
 

@@ -2,19 +2,21 @@ import contextlib
 import json
 import math
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from snail import SNAIL, Conv4, Episode, Learner, NearestNeighbour, Result, evaluate
+from snail import SNAIL, Conv4, Episode, Learner, NearestNeighbour, Result, evaluate, evaluation
 from snail.datasets import Episodes, EpisodeSampler, Images
 from snail.datasets.images import split_hash
 from snail.datasets.sampler import DrawnBatches
-from snail.evaluation import Scorer, Scoring
+from snail.evaluation import Scorer, Scoring, machine
 
 
 def noise(classes: int = 5, images: int = 6, size: int = 3) -> Images:
@@ -291,6 +293,35 @@ def test_record_carries_what_is_needed_to_get_it_again() -> None:
     assert 0 < record["accuracy"] < 100
     assert record["ci95"] > 0
     assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_results_name_the_commit_of_the_code_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*command: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *who, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit() -> str | None:
+        evaluation._commit.cache_clear()
+        return machine("cpu")["versions"].get("commit")
+
+    code = tmp_path / "code.py"
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "__file__", str(code))
+        code.write_text("a = 1")
+        assert commit() is None
+        git("init")
+        assert commit() is None  # in somebody's checkout, but not of it
+        git("add", "code.py")
+        git("commit", "-m", "one")
+        assert commit() == git("rev-parse", "--short=12", "HEAD")
+        code.write_text("a = 2")
+        assert commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+        patch.setenv("PATH", "")
+        assert commit() is None
+    evaluation._commit.cache_clear()
 
 
 def test_evaluate_does_not_write_into_the_episodes_facts() -> None:

@@ -129,16 +129,23 @@ def test_read_results_reads_files_in_order_and_passes_over_missing_ones(tmp_path
 def test_results_table_mentions_every_row() -> None:
     rows = [
         row(),
-        row(learner="MAML", shots=5, accuracy=98.765, ci95=0.125, episodes=10_000, batch_norm="transductive"),
-        row(dataset="omniglot", split="vinyals/test", ways=20),
+        row(
+            learner="MAML", shots=5, accuracy=98.765, ci95=0.125, episodes=10_000, batch_norm="transductive", run="one"
+        ),
+        row(versions={"commit": "0a1b"}, dataset="omniglot", split="vinyals/test", ways=20),
     ]
-    head, rule, *lines = results_table(rows).splitlines()
-    assert head == "learner  data                   ways  shots  accuracy (95 % interval)  episodes  batch norm"
+    head, rule, *lines = (line.rstrip() for line in results_table(rows).splitlines())
+    assert head.startswith(
+        "learner  data                   ways  shots  accuracy (95 % interval)  episodes  batch norm"
+    )
+    assert head.endswith("seed  config  commit")
     assert set(rule) == {"-"}
     assert lines == [
-        "SNAIL    made-up all/test       5     1      90.00 ± 1.00 %            100       inductive",
-        "MAML     made-up all/test       5     5      98.77 ± 0.12 %            10,000    transductive",
-        "SNAIL    omniglot vinyals/test  20    1      90.00 ± 1.00 %            100       inductive",
+        "SNAIL    made-up all/test       5     1      90.00 ± 1.00 %            100       inductive     0",
+        "MAML     made-up all/test       5     5      98.77 ± 0.12 %            10,000    transductive  0     one",
+        "SNAIL    omniglot vinyals/test  20    1      90.00 ± 1.00 %            100       inductive     0"
+        + 13 * " "
+        + "0a1b",
     ]
 
 
@@ -152,8 +159,8 @@ def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_set
     snail = {"dataset": "omniglot", "split": "vinyals/test", "training": training}
     records = [
         row(),
-        row(**snail, ways=20, shots=1, accuracy=93.0),
-        row(**snail, ways=5, shots=5, accuracy=98.765, ci95=0.125, published="99.78 ± 0.09"),
+        row(**snail, ways=20, shots=1, accuracy=93.0, run="wide", versions={"commit": "0a1b"}),
+        row(**snail, ways=5, shots=5, accuracy=98.765, ci95=0.125, published="99.78 ± 0.09", run="narrow"),
         row(**snail, ways=5, shots=5, accuracy=97.0, learner="MAML", inner_steps=3, batch_norm="transductive"),
         row(**snail | {"training": later}, ways=5, shots=5, accuracy=96.0),
     ]
@@ -166,13 +173,13 @@ def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_set
         "",
         "**omniglot vinyals/test**: accuracy in % ± 95 % interval (published)",
         "",
-        "| learner | inner steps | 5-way 5-shot | 20-way 1-shot | batch norm | episodes | trained |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| learner | inner steps | 5-way 5-shot | 20-way 1-shot | batch norm | episodes | trained | config | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| SNAIL |  | 98.77 ± 0.12 (99.78 ± 0.09) | 93.00 ± 1.00 | inductive | 100 | "
-        "3,500 steps, 42 min on a processor |",
-        "| MAML | 3 | 97.00 ± 1.00 |  | transductive | 100 | 3,500 steps, 42 min on a processor |",
+        "3,500 steps, 42 min on a processor | wide, narrow | 0a1b |",
+        "| MAML | 3 | 97.00 ± 1.00 |  | transductive | 100 | 3,500 steps, 42 min on a processor |  |  |",
         "| SNAIL |  | 96.00 ± 1.00 |  | inductive | 100 | 3,500 steps, 42 min on a processor, "
-        "begun with embedding of 10 steps, 1 min on two processors |",
+        "begun with embedding of 10 steps, 1 min on two processors |  |  |",
     ]
 
 
