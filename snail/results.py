@@ -190,11 +190,29 @@ def _without_empty_columns(columns: Iterable[Sequence[str]]) -> list[tuple[str, 
 
 
 def _trained(training: Mapping[str, Any]) -> str:
-    if not {"steps", "seconds", "hardware"} <= set(training):
+    """How long, on what and where; then the same of all that came before, told together."""
+    if not training.keys() >= TRAINED:
         return ""
-    published = f" of the paper's {training['published_steps']:,}" if "published_steps" in training else ""
-    how = "".join(f", {training[key]}" for key in ("on", "note") if training.get(key))
-    minutes = f"{training['seconds'] / 60:.0f} min on {training['hardware']}"
-    before = training.get("started_from")
-    began = f", begun with {before['run']} of {_trained(before) or 'unknown training'}" if before else ""
-    return f"{training['steps']:,}{published} steps{how}, {minutes}{began}"
+    before, runs = training.get("started_from"), []
+    while before:
+        runs.append(before)
+        before = before.get("started_from")
+    began = f", begun with {', after '.join(run['run'] for run in runs)} of {_trainings(runs)}" if runs else ""
+    return _trainings([training]) + began
+
+
+TRAINED = {"steps", "seconds", "hardware"}
+
+
+def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
+    if not all(training.keys() >= TRAINED for training in trainings):
+        return "unknown training"
+    first = trainings[0]
+    published = f" of the paper's {first['published_steps']:,}" if "published_steps" in first else ""
+    notes = ", ".join(training[key] for key in ("on", "note") for training in trainings if training.get(key))
+    how = "".join(f", {note}" for note in dict.fromkeys(notes.split(", ")) if note)
+    hardware = " and ".join(dict.fromkeys(training["hardware"] for training in trainings))
+    minutes = sum(training["seconds"] for training in trainings) / 60
+    return (
+        f"{sum(training['steps'] for training in trainings):,}{published} steps{how}, {minutes:.0f} min on {hardware}"
+    )

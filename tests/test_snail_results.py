@@ -183,6 +183,23 @@ def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_set
     ]
 
 
+def test_what_came_before_a_training_is_told_together() -> None:
+    def trained(run: str, before: dict[str, Any] | None = None, **more: str) -> dict[str, Any]:
+        facts = {"run": run, "steps": 1000, "seconds": 600, "hardware": "a GPU", **more}
+        return facts if before is None else facts | {"started_from": before}
+
+    first = trained("first", on="all classes", note="mirror images too, distorted")
+    second = trained("second", first, on="all classes", note="distorted", hardware="a CPU")
+    last = results_markdown([row(training=trained("third", second))]).splitlines()[-1]
+    assert (
+        "| 1,000 steps, 10 min on a GPU, begun with second, after first of 2,000 steps, all classes, distorted, "
+        "mirror images too, 20 min on a CPU and a GPU |"
+    ) in last
+    del first["seconds"]
+    last = results_markdown([row(training=trained("third", second))]).splitlines()[-1]
+    assert "begun with second, after first of unknown training |" in last
+
+
 def test_results_markdown_of_regression_has_a_line_for_each_number_of_inner_steps() -> None:
     def wave(shots: int, inner_steps: int, mse: float) -> dict[str, Any]:
         record = row(ways=None, shots=shots, inner_steps=inner_steps, mse=mse, ci95=0.1)
