@@ -27,7 +27,7 @@ BASE = (
 # A batch of few classes has each of them more than once, among which the loss over the batch could not choose.
 FEW_CLASSES = ("--data.train_classes=50", f"{LEARNER}.prototypes=episode")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "base: attention and convolutions, dilations 1, 2, 4, ..., labels new in each episode, 1 to 5 shots": (),
+    "base": (),
     "attention alone": (f"{LEARNER}.layers=attention",),
     "convolutions alone": (f"{LEARNER}.layers=convolutions",),
     "dilations 2, 4, 8, ... as printed": (f"{LEARNER}.dilation_start=2",),
