@@ -206,8 +206,8 @@ class SnailCLI(RunCLI):
         super().__init__(
             FewShot,
             EpisodeData,
-            # Said first, not as a default: a default would leave its arguments to whatever class is named later.
-            args=[args[0], "--data=snail.datasets.Glyphs", *args[1:]],
+            # Said first, not as defaults: these would leave their arguments to whatever class is named later.
+            args=[args[0], "--data=snail.datasets.Glyphs", "--model.learner.init_args.embedding=snail.Conv4", *args[1:]],
             prog="snail",
             name=name,
             checkpoint=checkpoint,
@@ -246,7 +246,7 @@ class SnailCLI(RunCLI):
             {
                 "model.learner": {
                     "class_path": "snail.SNAIL",
-                    "init_args": {"embedding": {"class_path": "snail.Conv4"}, "embedding_dim": 64},
+                    "init_args": {"embedding_dim": 64},
                 },
             }
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from snail import SNAIL, Episode, FewShot, evaluate
 from snail.datasets import Glyphs
 from snail.experiments import cli, runs, trainer_cli
-from snail.experiments.cli import main
+from snail.experiments.cli import locate, main
 from snail.experiments.pictures import results_hash
 from snail.experiments.published import with_published
 from snail.files import file_hash
@@ -476,6 +476,21 @@ def test_every_config_parses_and_builds_its_model(name: str, capfd: pytest.Captu
     config = yaml.safe_load(capfd.readouterr().out)
     assert config["model"]["learner"]["class_path"].startswith("snail.")
     assert (cli.SHIPPED / "configs" / f"{name}.yaml").read_text().startswith("# ")
+    size = {"Glyphs": (1, 28, 28), "Omniglot": (1, 28, 28), "MiniImageNet": (3, 84, 84)}
+    image = size.get(config["data"]["class_path"].rpartition(".")[2])
+    learner = config["model"]["learner"]["init_args"]
+    if image is not None and learner.get("embedding"):  # it takes such images and gives what the learner awaits
+        embedding = locate(learner["embedding"]["class_path"])(**learner["embedding"]["init_args"]).eval()
+        with torch.no_grad():
+            channels = embedding(torch.zeros(2, *image)).shape[1]
+        assert channels == learner.get("embedding_dim", channels)
+
+
+def test_another_embedding_has_its_own_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.learner.embedding=snail.ResidualEmbedding", "--print_config"])
+    embedding = yaml.safe_load(capfd.readouterr().out)["model"]["learner"]["init_args"]["embedding"]
+    assert (embedding["init_args"]["in_channels"], embedding["init_args"]["out_features"]) == (3, 384)
 
 
 def test_configs_lists_every_config_with_the_results_it_gave(capfd: pytest.CaptureFixture[str]) -> None:
