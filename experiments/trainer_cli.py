@@ -179,6 +179,10 @@ class RunCLI(LightningCLI):
             print(text, flush=True)
 
 
+FIRST = ("--data=snail.datasets.Glyphs", "--model.learner.init_args.embedding=snail.Conv4")
+"""Said first, not set as defaults: a default leaves its arguments to whatever class is named later."""
+
+
 class SnailCLI(RunCLI):
     """LightningCLI over ``FewShot`` and ``EpisodeData``.
 
@@ -206,8 +210,7 @@ class SnailCLI(RunCLI):
         super().__init__(
             FewShot,
             EpisodeData,
-            # Said first, not as defaults: these would leave their arguments to whatever class is named later.
-            args=[args[0], "--data=snail.datasets.Glyphs", "--model.learner.init_args.embedding=snail.Conv4", *args[1:]],
+            args=[args[0], *FIRST, *args[1:]],
             prog="snail",
             name=name,
             checkpoint=checkpoint,

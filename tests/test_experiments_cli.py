@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from snail import SNAIL, Episode, FewShot, evaluate
 from snail.datasets import Glyphs
 from snail.experiments import cli, runs, trainer_cli
-from snail.experiments.cli import locate, main
+from snail.experiments.cli import main
 from snail.experiments.pictures import results_hash
 from snail.experiments.published import with_published
 from snail.files import file_hash
