@@ -53,7 +53,9 @@ def test_quick_trains_each_once_and_goes_on_where_it_was_stopped(
         raise AssertionError(f"trained again {what}")
 
     monkeypatch.setattr(ablation, "train", never)
-    path.write_text(json.dumps(report | {"versions": report["versions"] | {"commit": "of before"}}))
+    renamed = [variant | {"name": "as it was called before"} for variant in report["variants"]]
+    before = {"versions": report["versions"] | {"commit": "of before"}, "variants": renamed}
+    path.write_text(json.dumps(report | before))
     assert main([*command, "--only=2"]) == 0
     assert json.loads(path.read_text())["variants"] == report["variants"] and path.with_suffix(".png").exists()
     assert ablation.markdown_table(report) in capfd.readouterr().out

@@ -107,7 +107,7 @@ def _measured(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any
         if asked not in known:
             print(f"training: {name}", flush=True)
             known[asked] = {"options": list(asked), **train(f"({name})", asked)}
-        report["variants"].append({"name": name, **known[asked]})
+        report["variants"].append(known[asked] | {"name": name})
         write_report(report, options.output)  # after each, so that none is lost
     return report
 
