@@ -97,6 +97,8 @@ def _commit(record: Mapping[str, Any]) -> str:
     return str(record.get("versions", {}).get("commit", ""))
 
 
+WHERE_FROM: dict[str, Cell] = {"run": _told("run"), "commit": _commit}
+"""Which run a record is of, and which code scored it."""
 COLUMNS: dict[str, Cell] = {
     "learner": learner_label,
     "data": lambda r: f"{r['dataset']} {r['split']}",
@@ -108,8 +110,7 @@ COLUMNS: dict[str, Cell] = {
     "episodes": lambda r: f"{r['episodes']:,}",
     "batch norm": _told("batch_norm"),
     "seed": _told("seed"),
-    "config": _told("run"),
-    "commit": _commit,
+    **WHERE_FROM,
 }
 
 
@@ -130,9 +131,9 @@ ABOUT_RUN: dict[str, Cell] = {
     "episodes": lambda r: f"{r['episodes']:,}",
     "trained": lambda r: _trained(r.get("training", {})),
 }
-"""What a line of the markdown tables tells beside its scores; records that are alike in it share a line."""
-WHERE_FROM: dict[str, Cell] = {"config": _told("run"), "commit": _commit}
-"""What a line tells of each of the records that share it."""
+"""What a line of the markdown tables tells beside its scores; records that are alike in it share a line.
+
+The line ends with where each of them is from."""
 
 
 def results_markdown(records: Iterable[Mapping[str, Any]]) -> str:
@@ -189,6 +190,10 @@ def _without_empty_columns(columns: Iterable[Sequence[str]]) -> list[tuple[str, 
     return list(zip(*(column for column in columns if any(column[1:])), strict=True))
 
 
+TRAINED = {"steps", "seconds", "hardware"}
+"""What is known of a training if anything is."""
+
+
 def _trained(training: Mapping[str, Any]) -> str:
     """How long, on what and where; then the same of all that came before, told together."""
     if not training.keys() >= TRAINED:
@@ -201,9 +206,6 @@ def _trained(training: Mapping[str, Any]) -> str:
     return _trainings([training]) + began
 
 
-TRAINED = {"steps", "seconds", "hardware"}
-
-
 def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
     if not all(training.keys() >= TRAINED for training in trainings):
         return "unknown training"
@@ -212,7 +214,5 @@ def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
     notes = ", ".join(training[key] for key in ("on", "note") for training in trainings if training.get(key))
     how = "".join(f", {note}" for note in dict.fromkeys(notes.split(", ")) if note)
     hardware = " and ".join(dict.fromkeys(training["hardware"] for training in trainings))
-    minutes = sum(training["seconds"] for training in trainings) / 60
-    return (
-        f"{sum(training['steps'] for training in trainings):,}{published} steps{how}, {minutes:.0f} min on {hardware}"
-    )
+    steps, seconds = (sum(training[key] for training in trainings) for key in ("steps", "seconds"))
+    return f"{steps:,}{published} steps{how}, {seconds / 60:.0f} min on {hardware}"

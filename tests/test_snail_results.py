@@ -138,13 +138,13 @@ def test_results_table_mentions_every_row() -> None:
     assert head.startswith(
         "learner  data                   ways  shots  accuracy (95 % interval)  episodes  batch norm"
     )
-    assert head.endswith("seed  config  commit")
+    assert head.endswith("seed  run  commit")
     assert set(rule) == {"-"}
     assert lines == [
         "SNAIL    made-up all/test       5     1      90.00 ± 1.00 %            100       inductive     0",
         "MAML     made-up all/test       5     5      98.77 ± 0.12 %            10,000    transductive  0     one",
         "SNAIL    omniglot vinyals/test  20    1      90.00 ± 1.00 %            100       inductive     0"
-        + 13 * " "
+        + 10 * " "
         + "0a1b",
     ]
 
@@ -173,7 +173,7 @@ def test_results_markdown_has_a_table_a_data_set_a_line_a_run_and_a_column_a_set
         "",
         "**omniglot vinyals/test**: accuracy in % ± 95 % interval (published)",
         "",
-        "| learner | inner steps | 5-way 5-shot | 20-way 1-shot | batch norm | episodes | trained | config | commit |",
+        "| learner | inner steps | 5-way 5-shot | 20-way 1-shot | batch norm | episodes | trained | run | commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| SNAIL |  | 98.77 ± 0.12 (99.78 ± 0.09) | 93.00 ± 1.00 | inductive | 100 | "
         "3,500 steps, 42 min on a processor | wide, narrow | 0a1b |",
