@@ -192,20 +192,18 @@ class RLCLI(RunCLI):
             f"{setting_text(environment.facts)}, {environment.trials:,} trials an iteration; run folder {self.run}"
         )
 
-    def after_fit(self) -> None:
-        """Draw, and say how to test."""
-        metrics = self.run / "metrics.csv"
-        if self.options.trainer.fast_dev_run:
-            return
-        if metrics.exists():
-            from .pictures import draw_returns
+    def _draw_learning_curve(self, metrics: Path, picture: Path) -> None:
+        from .pictures import draw_returns
 
-            picture, facts = self.run / "learning_curve.png", self.model.environment.facts
-            published = published_text(facts, type(self.model.agent).__name__)
-            level = None if published is None or published.endswith("%") else float(published.split(" ± ")[0])
-            draw_returns(metrics, picture, published=level, title=f"{self.run.name}: {setting_text(facts)}")
-            self._say(f"learning curve: {picture}")
-        self._say(f"test it:  snail rl test --ckpt_path {self.run}")
+        facts = self.model.environment.facts
+        published = published_text(facts, type(self.model.agent).__name__)
+        level = None if published is None or published.endswith("%") else float(published.split(" ± ")[0])
+        draw_returns(metrics, picture, published=level, title=f"{self.run.name}: {setting_text(facts)}")
+
+    def after_fit(self) -> None:
+        """Say how to test."""
+        if not self.options.trainer.fast_dev_run:
+            self._say(f"test it:  snail rl test --ckpt_path {self.run}")
 
     def after_test(self) -> None:
         """Print and keep the result."""

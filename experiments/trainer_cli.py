@@ -5,8 +5,10 @@ What is added: run folders, checkpoints that bring their own config, and what is
 
 from __future__ import annotations
 
+import bisect
 import copy
 import inspect
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +22,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
@@ -173,6 +176,20 @@ class RunCLI(LightningCLI):
         if self.checkpoint is not None:
             kwargs["ckpt_path"] = str(self.checkpoint)
         return kwargs
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train and draw the learning curve, that of a training that was stopped too."""
+        try:
+            self.trainer.fit(**kwargs)
+        finally:
+            metrics, picture = self.run / "metrics.csv", self.run / "learning_curve.png"
+            if self.trainer.is_global_zero and metrics.exists() and not self.options.trainer.fast_dev_run:
+                self._draw_learning_curve(metrics, picture)
+                self._say(f"learning curve: {picture}")
+
+    def _draw_learning_curve(self, metrics: Path, picture: Path) -> None:
+        """Draw what was logged."""
+        raise NotImplementedError
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
@@ -393,18 +410,11 @@ class SnailCLI(RunCLI):
         return together if threads == 1 else f"{together} on each of {threads} threads"
 
     def after_fit(self) -> None:
-        """Draw, and test on the built-in data or say how to test."""
+        """Draw episodes, and test on the built-in data or say how to test."""
         if self.options.trainer.fast_dev_run:
             return
         self.run = Path(self.trainer.strategy.broadcast(str(self.run)))
-        best, last, metrics = (self.run / name for name in ("best.ckpt", "last.ckpt", "metrics.csv"))
-        if self.trainer.is_global_zero and metrics.exists():
-            from .pictures import draw_learning_curve
-
-            picture = self.run / "learning_curve.png"
-            chance = 100 / self.datamodule.ways if self.datamodule.ways else None
-            draw_learning_curve(metrics, picture, chance=chance, title=self.run.name)
-            self._say(f"learning curve: {picture}")
+        best, last = self.run / "best.ckpt", self.run / "last.ckpt"
         kept = best if best.exists() else last
         if not kept.exists():
             self._say("no checkpoint was kept, so there is nothing to score")
@@ -423,16 +433,24 @@ class SnailCLI(RunCLI):
         if built_in:
             self.trainer.test(self.model, self.datamodule, ckpt_path=str(kept), verbose=False)
             self._finish_scoring(kept, [*self._comparisons(), *self.model.results])
+            self._draw_mistakes()
         else:
             self._say(f"test it:  snail test --ckpt_path {self.run}")
+
+    def _draw_learning_curve(self, metrics: Path, picture: Path) -> None:
+        from .pictures import draw_learning_curve
+
+        chance = 100 / self.datamodule.ways if self.datamodule.ways else None
+        draw_learning_curve(metrics, picture, chance=chance, title=self.run.name)
 
     def after_validate(self) -> None:
         """Print and keep the results."""
         self._finish_scoring(self.checkpoint, self.model.results)
 
     def after_test(self) -> None:
-        """Print and keep the results."""
+        """Print and keep the results, and draw what was mistaken."""
         self._finish_scoring(self.checkpoint, self.model.results)
+        self._draw_mistakes()
 
     def _comparisons(self) -> list[Result]:
         """What nothing learned scores on the same episodes: pixels compared, and the network before training."""
@@ -464,6 +482,27 @@ class SnailCLI(RunCLI):
             ink=self.datamodule.ink,
         )
         self._say(f"episodes with answers: {picture}")
+
+    def _draw_mistakes(self, rows: int = 8, columns: int = 8) -> None:
+        """The test images that were mistaken most often in the last setting, each before others of its class."""
+        result = self.model.results[-1]
+        if not (result.half_of_mistakes and self.trainer.is_global_zero) or self.options.trainer.fast_dev_run:
+            return
+        from .pictures import draw_images
+
+        images, picture = self.datamodule.images("test"), self.run / "mistakes.png"
+        asked, wrong = cast(Tensor, result.mistakes).int().tolist()
+        ends, sheet = list(itertools.accumulate(images.counts)), []
+        for item in sorted((i for i in range(len(images)) if wrong[i]), key=lambda i: -wrong[i])[:rows]:
+            which = bisect.bisect_right(ends, item)
+            of_class = [i for i in range(ends[which] - images.counts[which], ends[which]) if i != item]
+            name = f"{images.class_names[which]}\n{wrong[item]} of {asked[item]} wrong"
+            sheet.append((name, images.take(torch.tensor([item, *of_class[: columns - 1]]))))
+        few, setting = result.half_of_mistakes, f"{result.facts['ways']}-way {result.facts['shots']}-shot"
+        title = f"{self.run.name}, {setting}: half of the mistakes are on {few:,} of {len(images):,} images"
+        title += "\nfirst one that was mistaken, then others of its class"
+        draw_images(sheet, picture, title=title, ink=self.datamodule.ink)
+        self._say(f"what was mistaken most often: {picture}")
 
     def _draw_curves(self, part: str) -> None:
         from .pictures import draw_curves

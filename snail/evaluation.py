@@ -138,6 +138,8 @@ class Result:
         facts: Data set, split and its hash, ways, shots, queries, seed, learner, batch-norm mode, versions, device,
             seconds and whatever else was known.
         metric: ``accuracy``, or ``mse`` for regression.
+        mistakes: How often each image of the pool was a query, and how often of these it was answered wrongly,
+            ``(2, m)``; ``None`` where it is not known which images were asked.
     """
 
     mean: float
@@ -145,9 +147,10 @@ class Result:
     episodes: int
     facts: dict[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
+    mistakes: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, scores: Tensor, *, metric: str = "accuracy", **facts: Any) -> Result:
+    def of(cls, scores: Tensor, *, metric: str = "accuracy", mistakes: Tensor | None = None, **facts: Any) -> Result:
         """From the score of each episode, ``(E,)``, accuracies in [0, 1]. One episode has no interval: it is NaN.
 
         Raises:
@@ -158,7 +161,7 @@ class Result:
             raise ValueError("there is no episode to score")
         scaled = scores.double() * METRICS[metric].scale
         half = 1.96 * float(scaled.std(correction=1)) / math.sqrt(count) if count > 1 else math.nan
-        return cls(float(scaled.mean()), half, count, facts, metric)
+        return cls(float(scaled.mean()), half, count, facts, metric, mistakes)
 
     @property
     def accuracy(self) -> float:
@@ -171,10 +174,19 @@ class Result:
             raise AttributeError(f"a result of regression has no accuracy ({self}); read its mean")
         return self.mean
 
+    @property
+    def half_of_mistakes(self) -> int | None:
+        """On how few images at least half of the mistakes were made; ``None`` if that is not known."""
+        if self.mistakes is None:
+            return None
+        most_first = self.mistakes[1].sort(descending=True).values
+        return int((2 * (most_first.cumsum(0) - most_first) < most_first.sum()).sum())
+
     def record(self) -> dict[str, Any]:
         """A flat dictionary, as stored in ``results.json``; an interval that is NaN is ``None`` there."""
-        interval = None if math.isnan(self.ci95) else self.ci95
-        return {**self.facts, "episodes": self.episodes, self.metric: self.mean, "ci95": interval}
+        interval, few = None if math.isnan(self.ci95) else self.ci95, self.half_of_mistakes
+        known = {} if few is None else {"half_of_mistakes": few}
+        return {**self.facts, "episodes": self.episodes, self.metric: self.mean, "ci95": interval, **known}
 
     def __str__(self) -> str:
         metric = METRICS[self.metric]
@@ -197,10 +209,14 @@ class Scorer:
         self._embedded: Tensor | None = None
 
     def __call__(self, episode: Episode) -> Tensor:
-        """The score of each variant of the learner's answer on each episode of a batch, ``(v, b)``.
+        """The score of each variant of the learner's answer on each episode of a batch, ``(v, b)``; see ``each``."""
+        return self.each(episode).mean(-1)
+
+    def each(self, episode: Episode) -> Tensor:
+        """The score of each variant of the learner's answer to each query of a batch, ``(v, b, q)``.
 
         Returns:
-            Accuracies in [0, 1]; for regression squared errors, averaged over queries and output dimensions.
+            1 where it is right and 0 where it is not; for regression squared errors, averaged over output dimensions.
 
         Raises:
             ValueError: If the learner's answers are not of the shape that is due.
@@ -224,8 +240,8 @@ class Scorer:
             )
         precise = torch.float32 if answers.device.type == "mps" else torch.float64
         if regression:
-            return (answers.to(precise) - episode.query_y.to(precise)).square().mean((-1, -2))
-        return (answers.argmax(-1) == episode.query_y).to(precise).mean(-1)
+            return (answers.to(precise) - episode.query_y.to(precise)).square().mean(-1)
+        return (answers.argmax(-1) == episode.query_y).to(precise)
 
     @torch.no_grad()
     def _embed(self, pool: ImagePool, learner: EmbeddingLearner, device: torch.device) -> Tensor:
@@ -251,13 +267,21 @@ class Scoring:
         self.starts = starts
         self._metric = "accuracy"
         self._scores: list[Tensor] = []
+        self._mistakes: Tensor | None = None
         self._seconds = 0.0
 
     def add(self, episode: Episode) -> None:
         """Score a batch of episodes."""
         start = time.perf_counter()
         self._metric = "mse" if episode.ways is None else "accuracy"
-        self._scores.append(self.scorer(episode))
+        each = self.scorer.each(episode)
+        if self.scorer.pool is not None and self._metric == "accuracy":
+            if self._mistakes is None:
+                self._mistakes = each.new_zeros(2, len(self.scorer.pool))
+            if self.starts is None or self.starts[len(self._scores)] is not None:
+                asked_wrong = torch.stack([torch.ones_like(each[-1]), 1 - each[-1]])
+                self._mistakes.index_add_(1, episode.query_x.flatten(), asked_wrong.flatten(1))
+        self._scores.append(each.mean(-1))
         self._seconds += time.perf_counter() - start
 
     def scores(self, over_processes: Callable[[Tensor], Tensor] = lambda own: own) -> Tensor:
@@ -285,7 +309,7 @@ class Scoring:
         over_processes: Callable[[Tensor], Tensor] = lambda own: own,
         **facts: Any,
     ) -> list[Result]:
-        """One result for each variant of the learner's answer.
+        """One result for each variant of the learner's answer; the last one, which counts, tells of its mistakes.
 
         Args:
             device: Where the learner was, to be kept among the facts.
@@ -297,11 +321,13 @@ class Scoring:
         """
         start = time.perf_counter()
         learner, scores = self.scorer.learner, self.scores(over_processes).cpu()
+        mistakes = None if self._mistakes is None else over_processes(self._mistakes).cpu()
         seconds = round(self._seconds + time.perf_counter() - start, 3)  # a device may have been still at work
         facts = {**self.known, **describe(learner, device), "seconds": seconds, **facts}
+        about = [{} for _ in scores[1:]] + [{"mistakes": mistakes}]
         return [
-            Result.of(one, metric=self._metric, **(variant | facts))
-            for one, variant in zip(scores, learner.variants, strict=True)
+            Result.of(one, metric=self._metric, **told, **(variant | facts))
+            for one, variant, told in zip(scores, learner.variants, about, strict=True)
         ]
 
 

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from snail import SNAIL, Episode, FewShot, evaluate
+from snail import SNAIL, Episode, FewShot, Result, evaluate
 from snail.datasets import Glyphs
-from snail.experiments import cli, runs, trainer_cli
+from snail.experiments import cli, pictures, runs, trainer_cli
 from snail.experiments.cli import main
 from snail.experiments.pictures import results_hash
 from snail.experiments.published import with_published
@@ -69,8 +69,8 @@ def fails(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 def test_fit_leaves_everything_in_the_runs_folder(trained: Path) -> None:
     found = {path.name for path in (trained / "runs" / "small").iterdir()}
-    pictures = {"learning_curve.png", "episodes.png"}
-    assert found == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json"} | pictures
+    drawn = {"learning_curve.png", "episodes.png", "mistakes.png"}
+    assert found == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json"} | drawn
 
 
 def test_fit_says_which_levers_it_took_and_each_can_be_switched_off(
@@ -182,7 +182,7 @@ def test_fit_on_omniglot_ends_with_the_test_command(
 KILLED = """
 import os, signal, sys
 from lightning.pytorch import Callback
-from snail.experiments import cli, runs, trainer_cli
+from snail.experiments import cli, pictures, runs, trainer_cli
 
 class Kill(Callback):
     def on_train_batch_end(self, trainer, *args):
@@ -232,14 +232,16 @@ def test_what_is_drawn_for_distorted_images_goes_on_after_a_kill(here: Path) -> 
 
 
 @pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_fit_interrupted_says_how_to_go_on(here: Path, signal: str, status: int) -> None:
-    command = [sys.executable, "-c", KILLED, "2", signal, "fit", *SMALL, "--checkpoint_minutes=0"]
+def test_fit_interrupted_says_how_to_go_on_and_leaves_its_curve(here: Path, signal: str, status: int) -> None:
+    command = [sys.executable, "-c", KILLED, "4", signal, "fit", *SMALL, "--checkpoint_minutes=0"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     assert done.returncode == status
     assert done.stderr == (
         "interrupted; the same command with --ckpt_path last goes on from the last checkpoint, if one was due\n"
     )
-    assert (here / "runs" / "glyphs_5way" / "last.ckpt").is_file()
+    run = here / "runs" / "glyphs_5way"
+    assert (run / "last.ckpt").is_file()
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_fit_last_with_none_found_is_an_error(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +282,32 @@ def test_test_scores_as_evaluate_does(copy_of_run: Path) -> None:
     result = evaluate(learner, Glyphs().episodes("test", shots=1, count=5))
     record = json.loads((copy_of_run / "results.json").read_text())[-1]
     assert (record["accuracy"], record["ci95"]) == (result.accuracy, result.ci95)
+    assert record["half_of_mistakes"] == result.half_of_mistakes > 0
+
+
+@pytest.mark.parametrize("mistaken", [True, False])
+def test_test_draws_what_was_mistaken(copy_of_run: Path, monkeypatch: pytest.MonkeyPatch, mistaken: bool) -> None:
+    drawn: list[tuple[str, Tensor]] = []
+
+    def draw(rows: list[tuple[str, Tensor]], picture: Path, **about: object) -> None:
+        drawn.extend(rows)
+        real(rows, picture, **about)
+
+    real = pictures.draw_images
+    monkeypatch.setattr(pictures, "draw_images", draw)
+    if not mistaken:
+        monkeypatch.setattr(Result, "half_of_mistakes", 0)
+    (copy_of_run / "mistakes.png").unlink()
+    assert main(["test", "--ckpt_path", str(copy_of_run)]) == 0
+    assert (copy_of_run / "mistakes.png").exists() == bool(drawn) == mistaken
+    images = Glyphs().images("test")
+    for name, row in drawn:
+        which, told = name.split("\n")
+        wrong, asked = map(int, told.removesuffix(" wrong").split(" of "))
+        assert 0 < wrong <= asked and len(row) == 8
+        number, each = images.class_names.index(which), images.counts[0]
+        of_class = images.take(torch.arange(each * number, each * (number + 1)))
+        assert all((of_class == image).flatten(1).all(1).any() for image in row)
 
 
 def test_test_keeps_the_models_own_shots(copy_of_run: Path) -> None:

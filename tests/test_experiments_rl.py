@@ -155,6 +155,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(
         assert done.stderr == (
             "interrupted; the same command with --ckpt_path last goes on from the last checkpoint, if one was due\n"
         )
+        assert (here / "runs" / "killed" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     left = torch.load(here / "runs" / "killed" / "last.ckpt", weights_only=True)
     assert left["global_step"] == kept
     assert main([*options, "--ckpt_path=last"]) == 0

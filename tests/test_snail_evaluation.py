@@ -353,6 +353,48 @@ def test_blocks_and_evaluation_need_no_lightning() -> None:
     assert done.returncode == 0, done.stderr
 
 
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_counted_by_image() -> None:
+    """In a loop over queries: how often each image was asked, and how often answered wrongly."""
+    known, learner = episodes(), NearestNeighbour(3)
+    result = evaluate(learner, known)
+    asked, wrong = torch.zeros(30, dtype=torch.float64), torch.zeros(30, dtype=torch.float64)
+    for drawn, ready in zip(known.drawn, known, strict=True):
+        said = learner(ready.support_x, ready.support_y, ready.query_x).argmax(-1)
+        for image, right in zip(drawn.query_x.flatten(), (said == ready.query_y).flatten(), strict=True):
+            asked[image] += 1
+            wrong[image] += not right
+    assert result.mistakes is not None and torch.equal(result.mistakes, torch.stack([asked, wrong]))
+    assert asked.sum() == 20 * 3 * 2
+    assert 100 * (1 - wrong.sum() / asked.sum()) == pytest.approx(result.accuracy)
+    assert 0 < wrong.sum() < asked.sum()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "half"), [([0, 5, 1, 4], 1), ([0, 4, 1, 4], 2), ([1, 1, 1, 1], 2), ([2, 0, 0, 2], 1), ([0, 0, 0, 0], 0)]
+)
+def test_half_of_mistakes_by_hand(wrong: list[int], half: int) -> None:
+    mistakes = torch.tensor([[9.0] * 4, wrong])
+    result = Result.of(torch.tensor([1.0]), mistakes=mistakes)
+    assert result.half_of_mistakes == result.record()["half_of_mistakes"] == half
+
+
+def test_mistakes_are_those_of_the_last_variant() -> None:
+    known = episodes()
+    results = evaluation.evaluate_each(Said(), known)
+    assert results[0].mistakes is None
+    asked, wrong = results[1].mistakes
+    assert 100 * (1 - wrong.sum() / asked.sum()) == pytest.approx(results[1].accuracy)
+
+
+def test_mistakes_are_not_known_of_items_that_episodes_carry() -> None:
+    result = evaluate(Spoken(), [spoken([[0, 1]])])
+    assert result.mistakes is None and result.half_of_mistakes is None
+    assert "half_of_mistakes" not in result.record()
+
+
 # -- several processes -----------------------------------------------------------------------------------------------
 
 
@@ -389,12 +431,16 @@ def test_processes_score_every_episode_once_in_order(world: int, count: int, bat
     owned: list[list[Tensor]] = []  # what each process brings to each of the sums
     for scoring in scorings:
         brought: list[Tensor] = []
-        scoring.scores(lambda own, brought=brought: (brought.append(own), own)[1])
+        scoring.results("cpu", lambda own, brought=brought: (brought.append(own), torch.ones_like(own))[1])
         owned.append(brought)
-    sums = iter([sum(parts[1:], parts[0]) for parts in zip(*owned, strict=True)])
-    scores = scorings[0].scores(lambda own: next(sums))
+    sums = [sum(parts[1:], parts[0]) for parts in zip(*owned, strict=True)]
+    ahead = iter(sums)
+    scores = scorings[0].scores(lambda own: next(ahead))
     assert torch.equal(scores, alone.scores())
     assert scores.shape == (2, count) and len(scores.unique()) > 1
+    ahead = iter(sums)
+    result, known_result = scorings[0].results("cpu", lambda own: next(ahead))[-1], alone.results("cpu")[-1]
+    assert torch.equal(result.mistakes, known_result.mistakes)
     times = sum((parts[1] for parts in owned), torch.zeros(count))
     assert torch.equal(times, torch.ones(count, dtype=times.dtype))  # none twice, none missing
 
