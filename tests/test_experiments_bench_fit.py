@@ -18,8 +18,10 @@ from torch import nn
 
 from snail import SNAIL, Conv4, Episode
 from snail.datasets import Glyphs, MiniImageNet
-from snail.experiments.bench import fit
-from snail.experiments.bench.fit import LEAST_RATIO, PLAIN, Command, Enough, Loop, Setting, Watch, markdown_table
+from snail.experiments.bench import bare_loop, fit, watched
+from snail.experiments.bench.bare_loop import Loop
+from snail.experiments.bench.fit import LEAST_RATIO, PLAIN, Setting, markdown_table
+from snail.experiments.bench.watched import TIMED, Command, Enough, Watch
 from snail.experiments.loading import load_run
 from snail.experiments.runs import KeepConfig
 
@@ -27,7 +29,7 @@ PLAINLY = ("--trainer.precision=32-true", "--keep_memory=false")  # nothing of t
 SMALL = (*PLAINLY, "--model.learner.embedding.filters=4")
 TINY = (
     *("--data=snail.datasets.Glyphs", "--data.ways=3", "--data.train_shots=[1,2]", "--data.eval_shots=[1]"),
-    *("--data.batch_size=2", "--data.queries=2", "--model.learner.prototype_loss=1", *fit.TIMED, *SMALL),
+    *("--data.batch_size=2", "--data.queries=2", "--model.learner.prototype_loss=1", *TIMED, *SMALL),
 )
 
 
@@ -42,15 +44,15 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Command, dict[str, 
     """A command that took a step behind four that warm up, what it told, and what its terminal was shown."""
     command, shown = Command(TINY, tmp_path_factory.mktemp("timed"), warmup=4, seconds=0.0), []
 
-    class Shown(fit._Terminal):
+    class Shown(watched._Terminal):
         def write(self, text: str) -> int:
             shown.append(text)
             return len(text)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(command.folder)
-        patch.setattr(fit, "_Terminal", Shown)
-        patch.setattr(fit, "bf16_is_fast", lambda accelerator: False)
+        patch.setattr(watched, "_Terminal", Shown)
+        patch.setattr(watched, "bf16_is_fast", lambda accelerator: False)
         told = command()
     return command, told, "".join(shown)
 
@@ -92,7 +94,7 @@ def test_a_command_that_fails_or_ends_early_is_an_error(tmp_path: Path) -> None:
 
 def test_steps_are_timed_from_end_to_end_behind_the_warmup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.5, 3.0, 4.5])
-    monkeypatch.setattr(fit.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(watched.time, "perf_counter", lambda: next(clock))
     data = SimpleNamespace(images=Glyphs().images, train_shots=range(1, 4))
     keeps = KeepConfig(tmp_path, "keep_memory: false\n", {})
     trainer: Any = SimpleNamespace(callbacks=[keeps], datamodule=data, precision="32-true", lightning_module=Conv4())
@@ -102,7 +104,7 @@ def test_steps_are_timed_from_end_to_end_behind_the_warmup(tmp_path: Path, monke
     with pytest.raises(Enough):
         for step in range(5):
             watch.on_train_batch_end(trainer, module, {"loss": torch.tensor(step / 2)}, batch, step)
-    told = json.loads((tmp_path / fit.NOTED).read_text())
+    told = json.loads((tmp_path / watched.NOTED).read_text())
     assert (told["steps"], told["step_ms"], told["losses"], told["shots"]) == (5, [1500, 500, 1500], [0, 0.5], [2])
 
 
@@ -113,22 +115,22 @@ def test_steps_are_timed_from_end_to_end_behind_the_warmup(tmp_path: Path, monke
 def test_memory_is_kept_where_asked_for_and_possible(
     asked: bool, has: bool, kept: bool, lacking: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "keep_memory", lambda: has)
-    monkeypatch.setattr(fit, "bf16_is_fast", lambda accelerator: True)
+    monkeypatch.setattr(watched, "keep_memory", lambda: has)
+    monkeypatch.setattr(watched, "bf16_is_fast", lambda accelerator: True)
     keeps, network = (
         KeepConfig(tmp_path, f"keep_memory: {asked}\n", {}),
         Conv4().to(memory_format=torch.preserve_format),
     )
     trainer: Any = SimpleNamespace(callbacks=[keeps], precision="bf16-mixed", lightning_module=network)
     levers = {"precision": "bf16-mixed", "memory_kept": kept, "channels_last": True, "lacking": lacking}
-    assert fit.levers_taken(trainer) == levers
+    assert watched.levers_taken(trainer) == levers
 
 
 def test_the_layout_is_that_of_the_weights() -> None:
     network = Conv4(filters=4)
     for layout, expected in ((torch.contiguous_format, False), (torch.channels_last, True)):
-        assert fit.channels_last(network.to(memory_format=layout)) is expected
-    assert not fit.channels_last(
+        assert watched.channels_last(network.to(memory_format=layout)) is expected
+    assert not watched.channels_last(
         nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
     )  # with one, both are the same
 
@@ -138,11 +140,11 @@ def test_what_is_resident_of_a_mapped_array_is_told(tmp_path: Path) -> None:
         pytest.skip("this system does not tell")
     np.save(tmp_path / "array.npy", np.arange(2**20))
     array = torch.from_numpy(np.load(tmp_path / "array.npy", mmap_mode="c"))
-    before = fit.resident_bytes(array)
+    before = watched.resident_bytes(array)
     assert before is not None and before < array.nbytes // 2
     assert int(array.sum()) == 2**19 * (2**20 - 1)
-    assert array.nbytes <= (fit.resident_bytes(array) or 0) <= array.nbytes + 2**16
-    assert fit.resident_bytes(array + 1) is None
+    assert array.nbytes <= (watched.resident_bytes(array) or 0) <= array.nbytes + 2**16
+    assert watched.resident_bytes(array + 1) is None
 
 
 # -- a bare loop -------------------------------------------------------------------------------------------------------
@@ -164,11 +166,11 @@ def test_a_bare_loop_takes_the_levers_that_it_is_told(
     kept: bool, last: bool, timed: tuple[Command, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(fit, "keep_memory", lambda: seen.append("kept"))
+    monkeypatch.setattr(bare_loop, "keep_memory", lambda: seen.append("kept"))
     real = Conv4.forward
 
     def forward(self: Conv4, images: torch.Tensor) -> torch.Tensor:
-        seen.append(fit.channels_last(self))
+        seen.append(watched.channels_last(self))
         return real(self, images)
 
     monkeypatch.setattr(Conv4, "forward", forward)
@@ -196,7 +198,7 @@ def test_the_plain_way_is_one_query_a_sequence_on_a_sample_and_agrees(
 
     monkeypatch.setattr(Conv4, "forward", forward)
     looks = itertools.count()  # each at the clock is a second later: drawn, computed, updated
-    monkeypatch.setattr(fit.time, "perf_counter", lambda: float(next(looks)))
+    monkeypatch.setattr(bare_loop.time, "perf_counter", lambda: float(next(looks)))
     plain = Loop(timed[0].checkpoint, PLAIN, warmup=1, seconds=0.0, images=30)()
     assert plain["max_difference"] <= 1e-9
     # Of 2 episodes with 6 queries each, whose support is 3 or 6: 3 sequences of 4 images, or 2 of 7, for each.
@@ -208,7 +210,7 @@ def test_a_sample_holds_what_fits_and_a_query_an_episode_at_least() -> None:
     x, y = torch.arange(18.0).view(2, 9, 1), torch.tensor([[0, 1, 2] * 3] * 2)
     batch = Episode(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:], ways=3)
     for images, queries in ((1, 1), (15, 1), (16, 2), (48, 6), (1000, 6)):
-        sample = fit.sample_queries(batch, images)
+        sample = bare_loop.sample_queries(batch, images)
         assert torch.equal(sample.support_x, batch.support_x) and torch.equal(sample.support_y, batch.support_y)
         assert torch.equal(sample.query_x, batch.query_x[:, :queries])
         assert torch.equal(sample.query_y, batch.query_y[:, :queries])
@@ -219,7 +221,7 @@ def test_a_wrong_way_is_not_timed(timed: tuple[Command, dict[str, Any], str], mo
         answer: torch.Tensor = self.snail(inputs[0][:, :1], inputs[1][:, :1], inputs[2])  # faster, and wrong
         return answer
 
-    monkeypatch.setattr(fit.OneQueryASequence, "forward", no_support)
+    monkeypatch.setattr(bare_loop.OneQueryASequence, "forward", no_support)
     with pytest.raises(ValueError, match="one support and one query a sequence differ by"):
         Loop(timed[0].checkpoint, PLAIN, warmup=1, seconds=0.0, images=30)()
 
@@ -239,7 +241,7 @@ def test_noise_has_the_shapes_of_mini_imagenet_and_84_pixels_the_network_for_it(
     options = Namespace(mini_imagenet=tmp_path / "noise", omniglot=None)
     name, given = fit._images(84, options, tmp_path)
     setting = Setting(84, 2, 1, 3, episodes=2)
-    command = Command((*given, *setting.options(), *fit.TIMED, *PLAINLY), tmp_path, seconds=0.0)
+    command = Command((*given, *setting.options(), *TIMED, *PLAINLY), tmp_path, seconds=0.0)
     told = command()
     run = load_run(command.checkpoint, trust=["snail"])
     assert name == "miniImageNet" and isinstance(run.data, MiniImageNet) and isinstance(run.learner, SNAIL)
@@ -250,7 +252,7 @@ def test_noise_has_the_shapes_of_mini_imagenet_and_84_pixels_the_network_for_it(
 
 def test_the_config_keeps_what_it_says_on_other_images(tmp_path: Path) -> None:
     name, given = fit._images(28, Namespace(omniglot=None), tmp_path)
-    options = ("--config", "omniglot_5way", "--data.ways", "2", *given, "--data.batch_size=1", *fit.TIMED, *SMALL)
+    options = ("--config", "omniglot_5way", "--data.ways", "2", *given, "--data.batch_size=1", *TIMED, *SMALL)
     command = Command(options, tmp_path, seconds=0.0)
     command()
     run = load_run(command.checkpoint, trust=["snail"])
@@ -361,7 +363,7 @@ def test_quick_writes_every_number_and_the_tables_are_made_of_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "fresh", lambda way, job: job())
-    monkeypatch.setattr(fit, "TIMED", (*fit.TIMED, *SMALL))
+    monkeypatch.setattr(fit, "TIMED", (*TIMED, *SMALL))
     monkeypatch.setattr(fit, "SCORED", ("--data.val_episodes=4", "--data.test_episodes=4", *SMALL))
     path = tmp_path / "fit.json"
     assert fit.main(["--quick", f"--output={path}"]) == 0

@@ -1,53 +1,39 @@
 """``snail bench fit``: what training costs through ``snail fit`` as a user runs it, in time and in memory.
 
 Every measurement has a fresh process of its own, and the processes of two ways take turns, A B A B ..., so that what
-else the machine does falls on both. A callback watches the command from within; a bare loop then starts from the very
-checkpoint that the command began with, so that both train the same model on the same batches.
+else the machine does falls on both. A callback watches the command from within (``watched.py``); a bare loop then
+starts from the very checkpoint that the command began with, so that both train the same model on the same batches
+(``bare_loop.py``).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import io
 import itertools
 import json
-import math
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
 
-from snail import SNAIL, Conv4, Episode
-from snail.datasets import ImageData
+from snail import Conv4
 from snail.datasets.mini_imagenet import prepared_paths
 from snail.datasets.mini_imagenet_reader import IMAGES, SIZE, mini_imagenet_classes
-from snail.datasets.module import TrainingBatches
 from snail.datasets.prepared import Pixels, Source, prepare
 
-from ..cli import main as snail
-from ..levers import bf16_is_fast, keep_memory
-from ..loading import load_run
 from ..options import whole_number
-from ..runs import KeepConfig
-from .common import BenchParser, about_run, largest_difference, ratios_to, write_report
-from .processes import Process, peak_memory
-from .sharing import OneQueryASequence
+from .bare_loop import Loop
+from .common import BenchParser, about_run, ratios_to, write_report
+from .processes import fresh
+from .watched import TIMED, Command
 
-__all__ = ["Command", "Enough", "Loop", "Setting", "Watch", "main", "markdown_table"]
+__all__ = ["Setting", "main", "markdown_table"]
 
 
 @dataclass(frozen=True)
@@ -106,298 +92,12 @@ MOST_GIB = {
 }
 """Whole commands, and what their peak memory is to stay under."""
 
-NOTED, BEGUN = "noted.json", "begun.ckpt"  # what a watched command leaves
-EPOCHS = 1000  # of a command that is timed: more than it gets to
-TIMED = (f"--trainer.max_epochs={EPOCHS}", "--data.val_episodes=0")
 SCORED = ("--data.val_episodes=100", "--data.test_episodes=100")  # of a command run to its end: a batch of each
 SAME_LOSS = 0.05  # how far apart, relatively, the losses may be of two ways that do the same in half precision
 PLAIN = {"precision": "32-true", "memory_kept": False, "channels_last": False}
 
 
-# -- the command, watched ----------------------------------------------------------------------------------------------
-
-
-class Enough(BaseException):
-    """Ends a command that is timed, past all who handle errors, once there are numbers enough."""
-
-
-class Watch(Callback):
-    """Notes what a command does, and when its training steps end.
-
-    Args:
-        folder: Where it writes what it noted and, if steps are timed, the checkpoint that training starts from.
-        warmup: Steps at the start that are not timed, at least 1.
-        seconds: How long steps are timed before the command is ended; to its own end if not given.
-    """
-
-    def __init__(self, folder: Path, warmup: int = 1, seconds: float | None = None) -> None:
-        self.folder, self.warmup, self.seconds = Path(folder), warmup, seconds
-        self.ends: list[float] = []
-        self.losses: list[float] = []
-        self.shots: set[int] = set()
-        self.parts = ["train"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what the other way is to start from."""
-        if self.seconds is not None:
-            trainer.save_checkpoint(self.folder / BEGUN)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Episode, batch_idx: int
-    ) -> None:
-        """Note the time.
-
-        Raises:
-            Enough: If steps were timed for long enough.
-        """
-        self.ends.append(time.perf_counter())
-        self.shots.add(batch.support_y.shape[1] // cast(int, batch.ways))
-        if len(self.ends) <= self.warmup:
-            self.losses.append(float(outputs["loss"]))
-        elif self.seconds is not None and self.ends[-1] - self.ends[self.warmup - 1] >= self.seconds:
-            self._write(trainer)
-            raise Enough
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that it took place."""
-        self.parts.append("val")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was seen."""
-        self._write(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that it took place."""
-        self.parts.append("test")
-        self._write(trainer)
-
-    def _write(self, trainer: Trainer) -> None:
-        parts = list(dict.fromkeys(self.parts))
-        data = cast(Any, trainer).datamodule
-        arrays = [data.images(part).pixels for part in parts]
-        mapped = [resident for array in arrays if (resident := resident_bytes(array)) is not None]
-        timed = self.ends[self.warmup - 1 :]
-        seen = {
-            "levers": levers_taken(trainer),
-            "threads": torch.get_num_threads(),
-            "losses": self.losses,
-            "step_ms": [round(1000 * (end - before), 3) for before, end in itertools.pairwise(timed)],
-            "steps": len(self.ends),
-            "shots": sorted(self.shots),
-            "train_shots": list(data.train_shots),
-            "parts": parts,
-            "data_bytes": sum(array.nbytes for array in arrays),
-            "data_resident": sum(mapped) if mapped else None,
-        }
-        (self.folder / NOTED).write_text(json.dumps(seen))
-
-
-def levers_taken(trainer: Trainer) -> dict[str, Any]:
-    """What the command of a trainer did to be faster, and what this machine lacks for it (``experiments.levers``)."""
-    config = next(callback.text for callback in cast(Any, trainer).callbacks if isinstance(callback, KeepConfig))
-    asked = yaml.safe_load(config)["keep_memory"]
-    kept = asked and keep_memory()  # once more, to learn whether the library took it
-    lacking = ["bf16 in hardware"] * (not bf16_is_fast("cpu")) + ["memory that can be kept"] * (asked and not kept)
-    taken = {"precision": str(trainer.precision), "memory_kept": kept}
-    return taken | {"channels_last": channels_last(trainer.lightning_module), "lacking": lacking}
-
-
-def channels_last(network: nn.Module) -> bool:
-    """Whether a network's convolutions have their channels beside each other in memory."""
-    return any(
-        weight.ndim == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-        for weight in network.parameters()
-    )
-
-
-def resident_bytes(array: Tensor) -> int | None:
-    """How much of a mapped file's array is in memory; ``None`` if it is not mapped, or the system does not tell."""
-    inside = False
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            key, *rest = line.split()
-            if not key.endswith(":"):  # such as 7f12-7f34 rw-p 00000000 08:01 1234 /a/file; without a file it is 0
-                start, end = (int(address, 16) for address in key.split("-"))
-                inside = start <= array.data_ptr() < end and rest[3] != "0"
-            elif inside and key == "Rss:":
-                return 1024 * int(rest[0])
-    return None
-
-
-class _Terminal(io.StringIO):
-    """Says that it is a terminal; nobody looks at it."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@dataclass(frozen=True)
-class Command:
-    """``snail fit`` on the CPU, as on a terminal; to be called in a process of its own, whose folder it changes.
-
-    Args:
-        options: Of ``snail fit``.
-        folder: Where it works.
-        warmup: See ``Watch``.
-        seconds: See ``Watch``.
-    """
-
-    options: tuple[str, ...]
-    folder: Path
-    warmup: int = 1
-    seconds: float | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        """What training started from, once it ran."""
-        return self.folder / BEGUN
-
-    def __call__(self) -> dict[str, Any]:
-        """Run it: what ``Watch`` noted, and the ``peak_memory`` of the process in bytes.
-
-        Raises:
-            RuntimeError: If the command fails, or ends before its steps were timed.
-        """
-        watch = {"folder": str(self.folder), "warmup": self.warmup, "seconds": self.seconds}
-        callbacks = json.dumps([{"class_path": f"{Watch.__module__}.{Watch.__qualname__}", "init_args": watch}])
-        argv = ["fit", *self.options, "--trainer.accelerator=cpu", f"--trainer.callbacks={callbacks}"]
-        os.chdir(self.folder)
-        terminal = _Terminal()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(terminal):
-            try:
-                status, enough = snail(argv), self.seconds is None
-            except Enough:
-                status, enough = 0, True
-        if status:
-            raise RuntimeError(terminal.getvalue().strip().splitlines()[-1])
-        if not enough:
-            raise RuntimeError(f"training ended before its steps were timed for {self.seconds} s")
-        seen: dict[str, Any] = json.loads((self.folder / NOTED).read_text())
-        return seen | {"peak_memory": peak_memory()}
-
-
-# -- a bare loop -------------------------------------------------------------------------------------------------------
-
-
-def training_batches(data: ImageData) -> Iterator[Episode]:
-    """The batches that ``snail fit`` trains on, from its first step on, with their images."""
-    samplers = {
-        shots: data.sampler("train", ways=data.train_ways, shots=shots, queries=data.queries, seed=data.seed)
-        for shots in data.train_shots
-    }
-    order = {"seed": data.seed, "batch_size": data.batch_size, "length": data.steps_per_epoch}
-    drawn = TrainingBatches(samplers, **order, accumulate=1, rank=0, world=1, position=lambda: 0)
-    return (batch.map_items(data.images("train").take) for batch in drawn)
-
-
-def sample_queries(batch: Episode, images: int) -> Episode:
-    """As many queries of each episode as can be read one a sequence with ``images`` images at once, at least one."""
-    b, support = batch.support_y.shape
-    fits = max(1, images // (support + 1) // b)
-    return Episode(batch.support_x, batch.support_y, batch.query_x[:, :fits], batch.query_y[:, :fits], batch.ways)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A bare training loop on what a command trains; to be called in a process of its own.
-
-    Args:
-        checkpoint: What the command started from.
-        levers: Those to take, as ``levers_taken`` tells them.
-        warmup: Steps at the start that are not timed, at least 1.
-        seconds: How long steps are timed.
-        images: If given, queries are read one a sequence, with at most so many images of 28x28, or pixels as many, at
-            once (one query an episode at least); where all queries need more, a part of them is timed.
-    """
-
-    checkpoint: Path
-    levers: Mapping[str, Any]
-    warmup: int
-    seconds: float
-    images: int | None = None
-
-    def __call__(self) -> dict[str, Any]:
-        """Run it: ``step_ms`` of each step on a whole batch, as it follows from the ``sample`` of its ``queries``.
-
-        Raises:
-            ValueError: If the logits of one query a sequence are not those of the learner itself.
-        """
-        if self.levers["memory_kept"]:
-            keep_memory()
-        run = load_run(self.checkpoint, trust=["snail"])  # its config names the callback too
-        data = cast(ImageData, run.data)
-        layout = torch.channels_last if self.levers["channels_last"] else torch.contiguous_format
-        network = run.learner.train().to(memory_format=layout)
-        learner, told = network, dict[str, Any]()
-        if self.images is not None:
-            learner = OneQueryASequence(cast(SNAIL, network))
-            told["max_difference"] = difference_of_ways(learner, next(training_batches(data)))
-        optimizer = torch.optim.Adam(network.parameters())
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(EPOCHS * data.steps_per_epoch))
-        half = {"bf16-mixed": True, "32-true": False}[self.levers["precision"]]
-        source, losses, times = training_batches(data), list[float](), list[float]()
-        for step in itertools.count(1):
-            start = time.perf_counter()
-            batch = next(source)
-            drawn = time.perf_counter()
-            sample = batch
-            if self.images is not None:
-                pixels = math.prod(batch.query_x.shape[-2:])
-                sample = sample_queries(batch, self.images * 28 * 28 // pixels)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = learner.loss(sample)[0]
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            computed = time.perf_counter()
-            optimizer.step()
-            schedule.step()
-            end = time.perf_counter()
-            if step <= self.warmup:
-                losses.append(loss.item())
-                begun = end
-                continue
-            # Drawing and the update are done once for the whole batch: each query bears the same share of them.
-            part = sample.query_y.numel() / batch.query_y.numel()
-            times.append(round(1000 * ((computed - drawn) / part + (drawn - start) + (end - computed)), 3))
-            if end - begun >= self.seconds:
-                break
-        told |= {"queries": batch.query_y.numel(), "sample": sample.query_y.numel()}
-        return told | {"step_ms": times, "losses": losses, "threads": torch.get_num_threads()}
-
-
-def _cosine(steps: int, warmup: int = 100) -> Callable[[int], float]:
-    """The default schedule of ``snail.FewShot``."""
-    return lambda step: min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-@torch.no_grad()
-def difference_of_ways(plain: OneQueryASequence, batch: Episode) -> float:
-    """The largest difference between the logits of the plain way and of its SNAIL, on some queries of a batch.
-
-    Raises:
-        ValueError: If they differ in float64 and evaluation mode.
-    """
-    exact = copy.deepcopy(plain).double().eval()
-    few = batch.support_x[:2].double(), batch.support_y[:2], batch.query_x[:2, :2].double()
-    return largest_difference(exact.snail(*few), exact(*few), "one support and one query a sequence")
-
-
 # -- the parts ---------------------------------------------------------------------------------------------------------
-
-
-def _serve(pipe: Connection, job: Callable[[], dict[str, Any]]) -> None:
-    pipe.send(job())
-
-
-def fresh(way: str, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a job returns that is called in a fresh process; ``way`` is what it is called in errors."""
-    process = Process(way, _serve, job)
-    try:
-        answer: dict[str, Any] = process.receive()
-        process.process.join(timeout=60)  # killed at its end, it would leave its semaphores behind
-        return answer
-    finally:
-        process.end()
 
 
 def write_noise(root: Path, images: int = IMAGES) -> None:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Process", "peak_memory"]
+__all__ = ["Process", "fresh", "peak_memory"]
 
 
 def peak_memory() -> int | None:
@@ -82,3 +82,18 @@ def _tell_errors(serve: Callable[[Connection, Any], None], pipe: Connection, job
         serve(pipe, job)
     except Exception as error:  # told to the process that waits
         pipe.send(f"{type(error).__name__}: {error}")
+
+
+def _serve(pipe: Connection, job: Callable[[], dict[str, Any]]) -> None:
+    pipe.send(job())
+
+
+def fresh(way: str, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a job returns that is called in a fresh process; ``way`` is what it is called in errors."""
+    process = Process(way, _serve, job)
+    try:
+        answer: dict[str, Any] = process.receive()
+        process.process.join(timeout=60)  # killed at its end, it would leave its semaphores behind
+        return answer
+    finally:
+        process.end()
