@@ -324,10 +324,10 @@ class Scoring:
         mistakes = None if self._mistakes is None else over_processes(self._mistakes).cpu()
         seconds = round(self._seconds + time.perf_counter() - start, 3)  # a device may have been still at work
         facts = {**self.known, **describe(learner, device), "seconds": seconds, **facts}
-        about = [{} for _ in scores[1:]] + [{"mistakes": mistakes}]
+        told = [None] * (len(scores) - 1) + [mistakes]
         return [
-            Result.of(one, metric=self._metric, **told, **(variant | facts))
-            for one, variant, told in zip(scores, learner.variants, about, strict=True)
+            Result.of(one, metric=self._metric, mistakes=wrong, **(variant | facts))
+            for one, variant, wrong in zip(scores, learner.variants, told, strict=True)
         ]
 
 
