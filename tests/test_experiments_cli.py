@@ -589,6 +589,17 @@ def test_a_network_without_such_a_layout_trains_too(here: Path) -> None:
     assert main(["fit", *small, *embedding, "--trainer.max_epochs=1", "--data.val_episodes=0"]) == 0
 
 
+def test_results_that_ship_begin_with_the_papers_data_and_learner(capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert main(["results", "--markdown"]) == 0
+    tables = [text.splitlines() for text in capfd.readouterr().out.strip().split("\n\n**")]
+    titles = [lines[0].strip("*").split("**")[0] for lines in tables]
+    assert titles[0] == "omniglot random/test" and titles[1].startswith("omniglot ")
+    for lines in tables:
+        learners = [line.split(" | ")[0].strip("| ").startswith("SNAIL") for line in lines if line.startswith("| ")][2:]
+        assert learners == sorted(learners, reverse=True)
+
+
 def test_results_are_drawn(trained: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = trained / "runs" / "small"
     assert main(["results", "--picture=drawn.png", str(run)]) == 0
