@@ -433,10 +433,10 @@ def draw_results(records: Sequence[Mapping[str, Any]], picture: Path) -> None:
 
 
 def results_hash(records: Sequence[Mapping[str, Any]]) -> str:
-    """What a picture of results carries in its ``Source``, so that it can be told whether it is of these."""
+    """What a picture of results carries in its ``Source``, so that it can be told whether it is of these, in any order."""
     told = ("dataset", "split", "learner", "note", "ways", "shots", "accuracy", "ci95", "published")
-    drawn = [[record.get(key) for key in told] for record in records if "accuracy" in record]
-    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+    drawn = [json.dumps([record.get(key) for key in told]) for record in records if "accuracy" in record]
+    return hashlib.sha256("\n".join(sorted(drawn)).encode()).hexdigest()
 
 
 def _score_with_interval(axes: Axes, error: float, interval: float, y: float, **style: Any) -> None:
