@@ -433,7 +433,7 @@ def draw_results(records: Sequence[Mapping[str, Any]], picture: Path) -> None:
 
 
 def results_hash(records: Sequence[Mapping[str, Any]]) -> str:
-    """What a picture of results carries in its ``Source``, so that it can be told whether it is of these, in any order."""
+    """What a picture of results carries in its ``Source``, to tell whether it is of these, in whatever order."""
     told = ("dataset", "split", "learner", "note", "ways", "shots", "accuracy", "ci95", "published")
     drawn = [json.dumps([record.get(key) for key in told]) for record in records if "accuracy" in record]
     return hashlib.sha256("\n".join(sorted(drawn)).encode()).hexdigest()
