@@ -259,3 +259,30 @@ def test_rates_are_what_their_runs_measured() -> None:
         assert config["data"]["init_args"]["train_on_validation"] is False
         scores = " | ".join(f"{float(last[f'val/accuracy_{shots}shot']):.2f}" for shots in (1, 5))
         assert f"| {rate} | {scores} |" in MEASURED
+
+
+def test_longer_training_gave_what_the_page_says() -> None:
+    folder = SHIPPED / "results" / "longer"
+    records, config = (
+        json.loads((folder / "scores.json").read_text()),
+        yaml.safe_load((folder / "config.yaml").read_text()),
+    )
+    steps = config["trainer"]["max_epochs"] * config["data"]["init_args"]["steps_per_epoch"]
+    before = records[0]["training"]["started_from"]["started_from"]
+    assert (before["steps"], f"{before['seconds'] / 60:.0f} minutes") == (steps, "84 minutes")
+    assert f"{steps:,} further steps, 84 minutes, before the same end" in MEASURED
+    for learner in ("SNAIL", "ProtoNet"):
+        cells = [
+            f"{record['accuracy']:.2f} ± {record['ci95']:.2f}"
+            for setting in ((5, 1), (5, 5), (20, 1), (20, 5))
+            for record in records
+            if (record["learner"], record["ways"], record["shots"]) == (learner, *setting)
+        ]
+        assert f"| {learner} | {' | '.join(cells)} |" in MEASURED
+
+
+def test_half_of_the_mistakes_are_on_as_few_images_as_the_page_says() -> None:
+    records = read_results([SHIPPED / "results" / "omniglot_random_20way_final" / "results.json"])
+    (record,) = (record for record in records if record["shots"] == 5)
+    cost = (100 - record["accuracy"]) / 2
+    assert f"on {record['half_of_mistakes']} of the 8,460 test images, which alone cost {cost:.2f} points" in MEASURED
