@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 from matplotlib.ticker import LogLocator
 
-from snail import Episode
-from snail.datasets import Episodes
+from snail import Episode, Result
+from snail.datasets import Episodes, Images
 from snail.evaluation import METRICS, as_parameters, metric_in
 from snail.learner import Learner
 from snail.results import learner_label
@@ -30,6 +32,7 @@ __all__ = [
     "draw_growth",
     "draw_images",
     "draw_learning_curve",
+    "draw_mistakes",
     "draw_precisions",
     "draw_results",
     "draw_returns",
@@ -254,6 +257,32 @@ def draw_images(rows: Sequence[tuple[str, torch.Tensor]], picture: Path, *, titl
         line[0].annotate(name, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=8)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
+
+
+def draw_mistakes(
+    result: Result, images: Images, picture: Path, *, title: str, ink: bool = False, rows: int = 8, columns: int = 8
+) -> None:
+    """The images that were mistaken most often, each before others of its class.
+
+    Args:
+        result: Knows its mistakes.
+        images: What was asked.
+        picture: The PNG to write.
+        title: What was tested.
+        ink: Whether the images are ink, 1 on 0, to be drawn dark on light.
+        rows: Most images that are told of.
+        columns: Images in a row.
+    """
+    asked, wrong = cast(torch.Tensor, result.mistakes).int().tolist()
+    ends, sheet = list(itertools.accumulate(images.counts)), []
+    for item in sorted((i for i in range(len(images)) if wrong[i]), key=lambda i: -wrong[i])[:rows]:
+        which = bisect.bisect_right(ends, item)
+        others = [i for i in range(ends[which] - images.counts[which], ends[which]) if i != item]
+        name = f"{images.class_names[which]}\n{wrong[item]} of {asked[item]} wrong"
+        sheet.append((name, images.take(torch.tensor([item, *others[: columns - 1]]))))
+    setting = f"{result.facts['ways']}-way {result.facts['shots']}-shot"
+    title += f", {setting}: half of the mistakes are on {result.half_of_mistakes:,} of {len(images):,} images"
+    draw_images(sheet, picture, title=f"{title}\nfirst one that was mistaken, then others of its class", ink=ink)
 
 
 def draw_curves(episodes: Episode, answers: torch.Tensor, labels: Sequence[str], picture: Path, *, title: str) -> None:

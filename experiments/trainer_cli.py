@@ -5,11 +5,10 @@ What is added: run folders, checkpoints that bring their own config, and what is
 
 from __future__ import annotations
 
-import bisect
 import copy
 import inspect
-import itertools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
@@ -22,7 +21,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import EpisodeData, Glyphs
@@ -51,7 +49,7 @@ __all__ = ["RunCLI", "SnailCLI"]
 COMPARED = ("on pixels", "untrained")  # how results name what nothing was learned for
 
 
-class RunCLI(LightningCLI):
+class RunCLI(LightningCLI, ABC):
     """LightningCLI whose runs have folders: what is the same whatever is trained.
 
     Attributes:
@@ -187,9 +185,9 @@ class RunCLI(LightningCLI):
                 self._draw_learning_curve(metrics, picture)
                 self._say(f"learning curve: {picture}")
 
+    @abstractmethod
     def _draw_learning_curve(self, metrics: Path, picture: Path) -> None:
         """Draw what was logged."""
-        raise NotImplementedError
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
@@ -483,26 +481,16 @@ class SnailCLI(RunCLI):
         )
         self._say(f"episodes with answers: {picture}")
 
-    def _draw_mistakes(self, rows: int = 8, columns: int = 8) -> None:
-        """The test images that were mistaken most often in the last setting, each before others of its class."""
-        result = self.model.results[-1]
-        if not (result.half_of_mistakes and self.trainer.is_global_zero) or self.options.trainer.fast_dev_run:
-            return
-        from .pictures import draw_images
+    def _draw_mistakes(self) -> None:
+        """Draw which test images were mistaken most often in the last setting, where that is known."""
+        for result in self.model.results[-1:]:  # there is none where the trainer was told to test nothing
+            if not result.half_of_mistakes or not self.trainer.is_global_zero or self.options.trainer.fast_dev_run:
+                return
+            from .pictures import draw_mistakes
 
-        images, picture = self.datamodule.images("test"), self.run / "mistakes.png"
-        asked, wrong = cast(Tensor, result.mistakes).int().tolist()
-        ends, sheet = list(itertools.accumulate(images.counts)), []
-        for item in sorted((i for i in range(len(images)) if wrong[i]), key=lambda i: -wrong[i])[:rows]:
-            which = bisect.bisect_right(ends, item)
-            of_class = [i for i in range(ends[which] - images.counts[which], ends[which]) if i != item]
-            name = f"{images.class_names[which]}\n{wrong[item]} of {asked[item]} wrong"
-            sheet.append((name, images.take(torch.tensor([item, *of_class[: columns - 1]]))))
-        few, setting = result.half_of_mistakes, f"{result.facts['ways']}-way {result.facts['shots']}-shot"
-        title = f"{self.run.name}, {setting}: half of the mistakes are on {few:,} of {len(images):,} images"
-        title += "\nfirst one that was mistaken, then others of its class"
-        draw_images(sheet, picture, title=title, ink=self.datamodule.ink)
-        self._say(f"what was mistaken most often: {picture}")
+            data, picture = self.datamodule, self.run / "mistakes.png"
+            draw_mistakes(result, data.images("test"), picture, title=self.run.name, ink=data.ink)
+            self._say(f"what was mistaken most often: {picture}")
 
     def _draw_curves(self, part: str) -> None:
         from .pictures import draw_curves

@@ -310,6 +310,12 @@ def test_test_draws_what_was_mistaken(copy_of_run: Path, monkeypatch: pytest.Mon
         assert all((of_class == image).flatten(1).all(1).any() for image in row)
 
 
+def test_a_test_of_nothing_draws_nothing(copy_of_run: Path) -> None:
+    (copy_of_run / "mistakes.png").unlink()
+    assert main(["test", "--ckpt_path", str(copy_of_run), "--trainer.limit_test_batches=0"]) == 0
+    assert not (copy_of_run / "mistakes.png").exists()
+
+
 def test_test_keeps_the_models_own_shots(copy_of_run: Path) -> None:
     """A model built for 2 shots is scored at 1, also where its data are then asked for 1 only."""
     assert main(["test", "--ckpt_path", str(copy_of_run), "--data.train_shots=[1,1]", "--data.eval_shots=[1]"]) == 0
