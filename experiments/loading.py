@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import ArgumentParser
+from torch import nn
 
-from snail import Learner
+from snail import Conv4, EmbeddingLearner, Learner
 from snail.datasets import EpisodeData
 from snail.files import file_hash
 from snail.pretrained import WEIGHTS, Weights
+from snail.results import trainings_before
 
 from .options import OptionParser, check_output
 from .runs import (
@@ -26,7 +28,7 @@ from .runs import (
     training_facts,
 )
 
-__all__ = ["Run", "export", "load_run", "main", "start_from"]
+__all__ = ["Run", "export", "load_run", "load_teacher", "main", "start_from"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
     """Give a learner the parts of a run's that are built alike, such as the embedding; the others stay as they are.
 
     So an embedding that one learner was trained with serves another, or that of a model of 5 ways one of 20. Half a
-    part would be worse than none.
+    part would be worse than none; but a part that knows how (``Conv4.grow_from``) grows from a narrower one.
 
     Args:
         learner: Of any class.
@@ -82,27 +84,54 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
         trust: See ``load_run``.
 
     Returns:
-        The run's name, the checkpoint's hash, the parts of the learner that have its weights, what its training took.
+        The run's name, the checkpoint's hash, the parts of the learner that have its weights (``grown``: those that
+        grew from them), what its training took.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it cannot be read, shares no part, or was trained on what the learner will be scored on.
     """
     run = load_run(path, trust=trust)
-    facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
-    facts |= training_facts(read_checkpoint(run.checkpoint))
-    facts |= {"dataset": run.data.dataset, "split": run.data.split, **run.data.training_notes}
-    before: dict[str, Any] | None = facts
-    while before:  # what it began with itself was seen too
-        _check_unseen(before, data)
-        before = before.get("started_from")
+    facts = _facts(run, data)
     given, own = run.learner.state_dict(), learner.state_dict()
     shapes = [{name: getattr(value, "shape", None) for name, value in state.items()} for state in (given, own)]
     parts = [part for part in dict.fromkeys(name.split(".")[0] for name in own) if _alike(part, *shapes)]
-    if not parts:
-        raise ValueError(f"no part of {type(learner).__name__} is built as one of {run.checkpoint}")
     learner.load_state_dict({name: given[name] for name in own if name.split(".")[0] in parts}, strict=False)
-    return facts | {"parts": parts}
+    grown = [name for name, part in learner.named_children() if name not in parts and _grow(part, name, given)]
+    if not parts + grown:
+        raise ValueError(f"no part of {type(learner).__name__} is built as one of {run.checkpoint}")
+    return facts | {"parts": parts + grown} | ({"grown": grown} if grown else {})
+
+
+def load_teacher(data: EpisodeData, path: Path | str, *, trust: Iterable[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
+    """The embedding of a run, for another to learn from (``FewShot.learn_from``).
+
+    Args:
+        data: What that other will be trained, validated and tested on.
+        path: A run's folder, or a checkpoint.
+        trust: See ``load_run``.
+
+    Returns:
+        The embedding; the run's name, the checkpoint's hash, what its training took.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it cannot be read, has no embedding, or was trained on what the other will be scored on.
+    """
+    run = load_run(path, trust=trust)
+    if not isinstance(run.learner, EmbeddingLearner):
+        raise ValueError(f"{run.checkpoint} holds {type(run.learner).__name__}, which has no embedding to learn from")
+    return run.learner.embedding, _facts(run, data)
+
+
+def _facts(run: Run, data: EpisodeData) -> dict[str, Any]:
+    """Which run it is and what its training took; one that has seen what ``data`` is scored on is refused."""
+    facts: dict[str, Any] = {"run": run.checkpoint.resolve().parent.name, "checkpoint": file_hash(run.checkpoint)}
+    facts |= training_facts(read_checkpoint(run.checkpoint))
+    facts |= {"dataset": run.data.dataset, "split": run.data.split, **run.data.training_notes}
+    for seen in (facts, *trainings_before(facts)):
+        _check_unseen(seen, data)
+    return facts
 
 
 def _alike(part: str, *shapes: dict[str, Any]) -> bool:
@@ -110,14 +139,20 @@ def _alike(part: str, *shapes: dict[str, Any]) -> bool:
     return first == second
 
 
-def _check_unseen(before: dict[str, Any], data: EpisodeData) -> None:
+def _grow(part: nn.Module, name: str, given: dict[str, Any]) -> bool:
+    start = f"{name}."
+    narrower = {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
+    return isinstance(part, Conv4) and part.grow_from(narrower)
+
+
+def _check_unseen(before: Mapping[str, Any], data: EpisodeData) -> None:
     """Refuse what was trained on classes that ``data`` validates or tests on."""
     if before.get("dataset") != data.dataset:
         return
     if before["split"] != data.split:
         raise ValueError(
             f"{before['run']} was trained on the split {before['split']} of {data.dataset}, some of whose classes are "
-            f"validated or tested on in {data.split}; start from a run on the same split"
+            f"validated or tested on in {data.split}; use a run on the same split"
         )
     if before.get("on") and not data.trained_on and data.eval_episodes["val"]:
         raise ValueError(

@@ -29,6 +29,7 @@ __all__ = [
     "LINKED_KEY",
     "RUNS",
     "STARTED_KEY",
+    "TEACHER_KEY",
     "AtomicCheckpointIO",
     "KeepCheckpoints",
     "KeepConfig",
@@ -47,7 +48,8 @@ RUNS = Path("runs")  # in the folder where the command is given
 LINKED_KEY = "snail_linked"  # where a checkpoint holds the model's arguments that came from the data
 STARTED_KEY = "snail_started_from"  # where it holds which run's weights training began with, if any
 CONFIG_KEY = "snail_config"  # where a checkpoint holds its run's config, as YAML text
-TELLING = (CONFIG_KEY, LINKED_KEY, STARTED_KEY, "global_step", "epoch", "pytorch-lightning_version")
+TEACHER_KEY = "snail_teacher"  # where it holds which run's embedding it learned from, if any
+TELLING = (CONFIG_KEY, LINKED_KEY, STARTED_KEY, TEACHER_KEY, "global_step", "epoch", "pytorch-lightning_version")
 """What a checkpoint tells of its weights, in plain values, beside what validation and time it took."""
 
 
@@ -266,6 +268,7 @@ def training_facts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if state.get("processes", 1) > 1:
         facts["processes"] = state["processes"]
     facts["started_from"] = checkpoint.get(STARTED_KEY) or None
+    facts["teacher"] = checkpoint.get(TEACHER_KEY) or None
     return {key: value for key, value in facts.items() if value is not None}
 
 
@@ -277,15 +280,22 @@ class KeepConfig(Callback):
         text: The config as YAML.
         linked: The model's arguments that came from the data, which a later command must not change.
         started_from: What is known of the run whose weights training began with, if any.
+        teacher: What is known of the run whose embedding is learned from, if any.
     """
 
     def __init__(
-        self, run: Path, text: str, linked: dict[str, int], started_from: dict[str, Any] | None = None
+        self,
+        run: Path,
+        text: str,
+        linked: dict[str, int],
+        started_from: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
     ) -> None:
         self.run = run
         self.text = text
         self.linked = linked
         self.started_from = started_from or {}
+        self.teacher = teacher or {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` at once where nothing is trained."""
@@ -303,3 +313,4 @@ class KeepConfig(Callback):
         checkpoint[CONFIG_KEY] = self.text
         checkpoint[LINKED_KEY] = self.linked
         checkpoint[STARTED_KEY] = self.started_from
+        checkpoint[TEACHER_KEY] = self.teacher

@@ -31,7 +31,7 @@ from snail.module import FewShot
 from snail.results import merge_results, read_results, results_table
 
 from .levers import bf16_is_fast, keep_memory
-from .loading import start_from
+from .loading import load_teacher, start_from
 from .runs import (
     RUNS,
     AtomicCheckpointIO,
@@ -56,12 +56,14 @@ class RunCLI(LightningCLI, ABC):
         default_name: What to call the run if ``--name`` does not.
         checkpoint: The checkpoint that ``--ckpt_path`` was found to mean.
         started_from: What is known of the run whose weights training began with.
+        teacher: What is known of the run whose embedding is learned from.
         run: The run's folder, once there is a trainer.
     """
 
     default_name: str
     checkpoint: Path | None
     started_from: dict[str, Any]
+    teacher: dict[str, Any]
     run: Path
     progress: type[RunProgress] = RunProgress
     keep: type[KeepCheckpoints] = KeepCheckpoints
@@ -81,6 +83,7 @@ class RunCLI(LightningCLI, ABC):
         self.default_name = name
         self.checkpoint = checkpoint
         self.started_from = dict(started_from or {})
+        self.teacher = {}
         parser = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             model,
@@ -117,7 +120,8 @@ class RunCLI(LightningCLI, ABC):
         if settings["enable_progress_bar"] is not False:
             callbacks.append(self.progress())
         if keeps and (training or self.checkpoint is None):
-            callbacks.append(KeepConfig(self.run, self._config_text(), self._linked_arguments(), self.started_from))
+            told = self._config_text(), self._linked_arguments(), self.started_from, self.teacher
+            callbacks.append(KeepConfig(self.run, *told))
         if keeps and training and settings["enable_checkpointing"] is not False:
             callbacks.append(self.keep(self.run, timedelta(minutes=self.options.checkpoint_minutes)))
         kwargs |= {"callbacks": [*_as_list(settings["callbacks"]), *callbacks]}
@@ -255,6 +259,12 @@ class SnailCLI(RunCLI):
                 None,
                 "A run, or a checkpoint, whose parts a new run begins with where they are built alike.",
             ),
+            (
+                "--teacher",
+                str | None,
+                None,
+                "A run, or a checkpoint, whose embedding the learner's is trained to be, in the place of its own loss.",
+            ),
             ("--checkpoint_minutes", float, 1.0, "Minutes between checkpoints within an epoch; 0: after every step."),
             ("--keep_memory", bool, True, "Let the C library keep freed memory (glibc; faster on the CPU)."),
             ("--channels_last", bool, True, "Lay out images and their convolutions channels last (faster)."),
@@ -326,6 +336,9 @@ class SnailCLI(RunCLI):
         if self.subcommand == "fit" and self.checkpoint is None and self.options.start_from is not None:
             learner, data = self.model.learner, self.datamodule
             self.started_from = start_from(learner, data, self.options.start_from, trust=self.trust)
+        if self.subcommand == "fit" and self.options.teacher is not None:
+            teacher, self.teacher = load_teacher(self.datamodule, self.options.teacher, trust=self.trust)
+            self.model.learn_from(teacher)
         self._check_episodes()
         if self.subcommand == "fit" and self.checkpoint is None:
             self._begin()
@@ -381,6 +394,8 @@ class SnailCLI(RunCLI):
         ways = f", {self.datamodule.ways}-way" if self.datamodule.ways else ""
         if self.started_from:
             ways += f", begun with {' and '.join(self.started_from['parts'])} of {self.started_from['run']}"
+        if self.teacher:
+            ways += f", taught by {self.teacher['run']}"
         self._say(
             f"{type(self.model.learner).__name__}, {size / 1e6:.2f} M parameters, on {self.datamodule.dataset} "
             f"({self.datamodule.split}){ways}; {', '.join(self._levers())}; run folder {self.run}"

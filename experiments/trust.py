@@ -22,11 +22,12 @@ __all__ = ["check_config"]
 
 TRUSTED = ("snail", "torch", "torchvision")
 KINDS = (torch.nn.Module, torch.optim.Optimizer, LightningDataModule, Environment)
-OPTIONS = {"name", "start_from", "checkpoint_minutes", "keep_memory", "channels_last"}
+OPTIONS = {"name", "start_from", "teacher", "checkpoint_minutes", "keep_memory", "channels_last"}
 SECTIONS = {"seed_everything", "trainer", "model", "data", *OPTIONS}
 FREE_TEXT = {
     "name",
     "start_from",
+    "teacher",
     "data.init_args.root",
 }  # never read as the name of anything to import, or as a config
 DEEPEST = 30

@@ -5,7 +5,7 @@ Axes: ``b`` image, ``c`` channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -24,7 +24,7 @@ class Conv4(nn.Module):
 
     Args:
         in_channels: 1 for grey, 3 for colour.
-        filters: Channels of every block.
+        filters: Channels of every block, or of each of the four.
         image_size: Height and width of the images in pixels, at least 16.
         out_features: Width of the linear layer; ``None`` for none.
         strided: Whether convolutions halve the image by a stride of 2 instead of pooling; what is left of it after
@@ -34,14 +34,14 @@ class Conv4(nn.Module):
         ``(b, in_channels, image_size, image_size) -> (b, out_channels)``.
 
     Raises:
-        ValueError: If the image is too small for four poolings.
+        ValueError: If the image is too small for four poolings, or there are not four numbers of filters.
     """
 
     def __init__(
         self,
         in_channels: int = 1,
         *,
-        filters: int = 64,
+        filters: int | Sequence[int] = 64,
         image_size: int = 28,
         out_features: int | None = 64,
         strided: bool = False,
@@ -52,17 +52,21 @@ class Conv4(nn.Module):
             raise ValueError(
                 f"images of {image_size} pixels are too small for four 2x2 poolings; at least 16 are needed"
             )
+        widths = [filters] * 4 if isinstance(filters, int) else list(filters)
+        if len(widths) != 4:
+            raise ValueError(f"filters is {widths}; give one number, or one for each of the four blocks")
         layers: list[nn.Module] = []
-        for width in (in_channels, filters, filters, filters):
-            layers += [nn.Conv2d(width, filters, 3, stride=2 if strided else 1, padding=1), nn.BatchNorm2d(filters)]
+        for before, after in pairwise([in_channels, *widths]):
+            layers += [nn.Conv2d(before, after, 3, stride=2 if strided else 1, padding=1), nn.BatchNorm2d(after)]
             # The largest of what ReLU leaves is what ReLU leaves of the largest: the same, for a quarter of the work.
             layers += [nn.ReLU()] if strided else [nn.MaxPool2d(2), nn.ReLU()]
         if strided:
             layers.append(nn.AdaptiveAvgPool2d(1))
             side = 1
         self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.description = f"Conv-4 of {filters}, {'strided' if strided else 'max-pooled'}"
-        features = filters * side * side
+        told = "-".join(map(str, widths if len(set(widths)) > 1 else widths[:1]))
+        self.description = f"Conv-4 of {told}, {'strided' if strided else 'max-pooled'}"
+        features = widths[-1] * side * side
         self.head = nn.Identity() if out_features is None else nn.Linear(features, out_features)
         self.out_channels = features if out_features is None else out_features
         # Channels beside each other in memory, the layout that convolutions are fastest in; images follow the weights.
@@ -72,6 +76,33 @@ class Conv4(nn.Module):
         """Embed ``(b, in_channels, image_size, image_size)`` as ``(b, out_channels)``."""
         features: Tensor = self.head(self.layers(images))
         return features
+
+    def grow_from(self, narrower: Mapping[str, Tensor]) -> bool:
+        """Take the weights of a network of fewer filters: it answers as that one did, with more to learn with.
+
+        New filters see all that is before them; in what was there they count for nothing until training finds a use
+        for them. (Net2Net, Chen et al., 2016, doubles filters instead.)
+
+        Args:
+            narrower: ``state_dict`` of a ``Conv4`` with the same ``out_features``.
+
+        Returns:
+            Whether it could be done; nothing is changed if ``narrower`` is no such network.
+        """
+        own = self.state_dict()
+        fits = own.keys() == narrower.keys() and "head.weight" in own
+        if not fits or len(own["head.weight"]) != len(narrower["head.weight"]):
+            return False
+        pairs = [(mine, narrower[name]) for name, mine in own.items()]
+        sizes = [(mine.shape, given.shape) for mine, given in pairs]
+        if any(len(a) != len(b) or any(m < n for m, n in zip(a, b, strict=True)) for a, b in sizes):
+            return False
+        with torch.no_grad():
+            for mine, given in pairs:
+                there = tuple(slice(n) for n in given.shape)
+                mine[there[:1]].zero_()  # what was there is blind to what is new
+                mine[there] = given
+        return True
 
 
 class ResidualEmbedding(nn.Module):

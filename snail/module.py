@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .distillation import imitation_loss
 from .episodes import Episode
 from .evaluation import Result, Scorer, Scoring, as_parameters
 from .learner import EmbeddingLearner, Learner
@@ -57,9 +59,33 @@ class FewShot(LightningModule):
         self.results: list[Result] = []
         self._scorings: dict[int, Scoring] = {}
         self._last_loss: Tensor | None = None
+        self._teacher: tuple[nn.Module] | None = None  # in a tuple: no part of this module, nor of its checkpoints
         if compile and not isinstance(learner, EmbeddingLearner):
             raise ValueError(f"{type(learner).__name__} takes gradients in its loss and cannot be compiled")
-        self._compiled_loss = torch.compile(learner.loss, dynamic=False) if compile else None
+        self.compile_loss = compile
+        self._loss = self._compiled(learner.loss)
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Train the learner's embedding to be another, by ``imitation_loss`` instead of the learner's own loss.
+
+        Args:
+            teacher: Any module from items to as many channels; it stays as it is, and is kept in no checkpoint.
+
+        Raises:
+            ValueError: If the learner does not answer from embeddings.
+        """
+        if not isinstance(self.learner, EmbeddingLearner):
+            raise ValueError(f"{type(self.learner).__name__} has no embedding that could learn from a teacher")
+        self._teacher = (teacher.eval().requires_grad_(False),)
+        self._loss = self._compiled(partial(imitation_loss, self.learner, teacher))
+
+    def _compiled(self, loss: Callable[[Episode], Any]) -> Callable[[Episode], tuple[Tensor, dict[str, Tensor]]]:
+        return torch.compile(loss, dynamic=False) if self.compile_loss else loss
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher, if any, to where the learner is."""
+        for teacher in self._teacher or ():
+            teacher.to(self.device)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """The learner's answer; see ``Learner.forward``."""
@@ -68,8 +94,7 @@ class FewShot(LightningModule):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The learner's loss on a batch of episodes."""
-        compute = self._compiled_loss or self.learner.loss
-        loss, logs = compute(batch.map_items(lambda items: as_parameters(items, self.learner)))
+        loss, logs = self._loss(batch.map_items(lambda items: as_parameters(items, self.learner)))
         self._last_loss = loss.detach()
         # To look is to wait for the device; a loss that was not finite once stays so.
         if self.device.type == "cpu" or self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .evaluation import METRICS, Metric, metric_in
 from .records import markdown_rows, merge_records, read_records, text_table
 
-__all__ = ["learner_label", "merge_results", "read_results", "record_text", "results_markdown", "results_table"]
+__all__ = [
+    "learner_label",
+    "merge_results",
+    "read_results",
+    "record_text",
+    "results_markdown",
+    "results_table",
+    "trainings_before",
+]
 
 IDENTITY = (
     "dataset",
@@ -195,15 +203,31 @@ TRAINED = {"steps", "seconds", "hardware"}
 
 
 def _trained(training: Mapping[str, Any]) -> str:
-    """How long, on what and where; then the same of all that came before, told together."""
+    """How long, on what and where; then the same of all that came before, and of all teachers, each told together."""
     if not training.keys() >= TRAINED:
         return ""
-    before, runs = training.get("started_from"), []
+    told, known = _trainings([training]), set[str]()
+    for how, runs in (("begun with", _chain(training)), ("taught by", trainings_before(training))):
+        new = {run.get("checkpoint", run["run"]): run for run in runs}
+        new = {key: run for key, run in new.items() if key not in known}
+        known |= new.keys()
+        if new:
+            told += f", {how} {', after '.join(run['run'] for run in new.values())} of {_trainings([*new.values()])}"
+    return told
+
+
+def _chain(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    before = training.get("started_from")
     while before:
-        runs.append(before)
+        yield before
         before = before.get("started_from")
-    began = f", begun with {', after '.join(run['run'] for run in runs)} of {_trainings(runs)}" if runs else ""
-    return _trainings([training]) + began
+
+
+def trainings_before(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All that is known of the runs which a training began with or was taught by, and of theirs."""
+    for before in filter(None, map(training.get, ("started_from", "teacher"))):
+        yield before
+        yield from trainings_before(before)
 
 
 def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:

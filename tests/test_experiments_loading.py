@@ -13,8 +13,8 @@ import torch
 from snail import MAML, SNAIL, Conv4, ProtoNet, evaluate
 from snail.datasets import Glyphs, Omniglot
 from snail.experiments.cli import main
-from snail.experiments.loading import load_run, start_from
-from snail.experiments.runs import STARTED_KEY, read_checkpoint, training_facts
+from snail.experiments.loading import load_run, load_teacher, start_from
+from snail.experiments.runs import STARTED_KEY, TEACHER_KEY, read_checkpoint, training_facts
 from snail.files import file_hash
 from snail.pretrained import WEIGHTS
 from snail.results import read_results, results_markdown
@@ -206,6 +206,73 @@ def test_fit_starts_from_a_run_and_every_record_tells_of_it(
     records = [r for r in read_results([Path("runs/after/results.json")]) if "training" in r]
     assert records and all(record["training"]["started_from"] == began for record in records)
     assert ", begun with run of unknown training" in results_markdown(records)
+
+
+def test_an_embedding_grows_from_a_narrower_one(run: Path) -> None:
+    learner = ProtoNet(Conv4(filters=[5, 6, 4, 7]))
+    facts = start_from(learner, Glyphs(glyph_seed=3), run)
+    assert facts["parts"] == facts["grown"] == ["embedding"]
+    images = torch.rand(3, 1, 28, 28)
+    given = load_run(run).learner
+    torch.testing.assert_close(learner.eval().embedding(images), given.embedding(images))
+
+
+# -- learning from another run -------------------------------------------------------------------------------------
+
+
+def test_fit_learns_from_a_run_and_every_record_tells_of_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["--trainer.max_epochs=1", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=2"]
+    quick += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--keep_memory=false", "--data.glyph_seed=3"]
+    quick += ["--model.learner=snail.ProtoNet", "--model.learner.embedding=snail.Conv4", "--trainer.precision=32-true"]
+    quick += ["--model.learner.embedding.filters=4"]
+    assert main(["fit", "--name=pupil", f"--start_from={run}", f"--teacher={run}", *quick]) == 0
+    assert ", begun with embedding of run, taught by run;" in capfd.readouterr().out
+    last = Path("runs/pupil/last.ckpt")
+    assert set(read_checkpoint(last)["state_dict"]) == {f"learner.{n}" for n in ProtoNet(Conv4(filters=4)).state_dict()}
+    taught = training_facts(read_checkpoint(last))["teacher"]
+    assert (taught["run"], taught["steps"], taught["checkpoint"]) == ("run", 7, file_hash(run / "best.ckpt"))
+    assert main(["fit", "--ckpt_path=runs/pupil", "--trainer.max_epochs=2"]) == 0
+    assert training_facts(read_checkpoint(last))["teacher"] == taught
+    shutil.rmtree(run)  # to be scored, a run needs no teacher
+    assert main(["test", "--ckpt_path=runs/pupil"]) == 0
+    records = [r for r in read_results([Path("runs/pupil/results.json")]) if "training" in r]
+    assert records and all(record["training"]["teacher"] == taught for record in records)
+    assert main(["fit", "--ckpt_path=runs/pupil", "--trainer.max_epochs=3"]) == 1
+    assert "run does not exist" in capfd.readouterr().err
+
+
+def test_a_teacher_with_embeddings_of_another_width_is_one_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["--data.glyph_seed=3", "--trainer.accelerator=cpu", "--keep_memory=false"]
+    quick += ["--model.learner=snail.ProtoNet", "--model.learner.embedding=snail.Conv4"]
+    assert main(["fit", f"--teacher={run}", *quick, "--model.learner.embedding.out_features=9"]) == 1
+    assert "the teacher's embedding has 64 channels and the learner's 9" in capfd.readouterr().err
+
+
+def test_no_run_learns_from_one_that_has_seen_what_it_is_scored_on(tmp_path: Path, keep_run: KeepRun) -> None:
+    net = {"class_path": "snail.ProtoNet", "init_args": {"embedding": EMBEDDING}}
+    data = {"class_path": "snail.datasets.Omniglot", "init_args": {"split": "random"}}
+    seen = keep_run(tmp_path / "seen", ProtoNet(Conv4(filters=4)), net, data)
+    pupil = keep_run(tmp_path / "pupil", ProtoNet(Conv4(filters=4)), net, GLYPHS)
+    with pytest.raises(ValueError, match="seen was trained on the split random of omniglot"):
+        load_teacher(Omniglot(split="vinyals"), seen)
+    content = torch.load(pupil / "best.ckpt", weights_only=True)
+    _, content[TEACHER_KEY] = load_teacher(Omniglot(split="random"), seen)
+    torch.save(content, pupil / "best.ckpt")
+    with pytest.raises(ValueError, match="seen was trained on the split random of omniglot"):  # nor from its pupil
+        start_from(ProtoNet(Conv4(filters=4)), Omniglot(split="vinyals"), pupil)
+
+
+def test_a_teacher_needs_an_embedding(tmp_path: Path, keep_run: KeepRun) -> None:
+    net = {"class_path": "snail.MAML", "init_args": {"embedding": EMBEDDING, "embedding_dim": 64}}
+    kept = keep_run(tmp_path / "maml", MAML(Conv4(filters=4), 64, ways=2), net, GLYPHS, ways=2)
+    with pytest.raises(ValueError, match="holds MAML, which has no embedding to learn from"):
+        load_teacher(Glyphs(), kept)
 
 
 def test_starting_from_what_is_not_there_is_one_sentence(

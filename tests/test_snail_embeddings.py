@@ -57,6 +57,59 @@ def test_conv4_is_the_omniglot_embedding_of_the_paper_by_default() -> None:
     assert embedding(torch.rand(2, 1, 28, 28)).shape == (2, 64)
 
 
+def test_conv4_may_have_other_filters_in_each_block() -> None:
+    embedding = Conv4(filters=[3, 5, 7, 6], out_features=None)
+    shapes = [tuple(m.weight.shape[:2]) for m in embedding.modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [(3, 1), (5, 3), (7, 5), (6, 7)] and embedding.out_channels == 6
+    assert embedding.description == "Conv-4 of 3-5-7-6, max-pooled"
+    assert Conv4(filters=[4, 4, 4, 4]).description == Conv4(filters=4).description == "Conv-4 of 4, max-pooled"
+    with pytest.raises(ValueError, match=r"filters is \[4, 4\]; give one number, or one for each of the four blocks"):
+        Conv4(filters=[4, 4])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [28, 40])
+def test_conv4_grown_from_a_narrower_one_answers_as_that_did(size: int, training: bool) -> None:
+    narrow, wide = Conv4(filters=4, image_size=size), Conv4(filters=[4, 6, 9, 5], image_size=size)
+    images = torch.rand(8, 1, size, size)
+    for _ in range(3):  # running averages are taken over too
+        narrow(images + torch.rand(1))
+    assert wide.grow_from(narrow.state_dict())
+    torch.testing.assert_close(wide.train(training)(images), narrow.train(training)(images))
+
+
+def test_every_filter_of_a_grown_conv4_learns() -> None:
+    torch.manual_seed(0)
+    wide = Conv4(filters=[5, 6, 9, 7])
+    wide.grow_from(Conv4(filters=4).state_dict())
+    optimizer = torch.optim.Adam(wide.parameters(), lr=0.001)
+    for _ in range(3):  # what is new has a say after one step, what is behind it after two
+        optimizer.zero_grad()
+        wide(torch.rand(16, 1, 28, 28)).square().sum().backward()
+        optimizer.step()
+    for convolution in (m for m in wide.modules() if isinstance(m, nn.Conv2d)):
+        assert convolution.weight.grad is not None and bool((convolution.weight.grad.flatten(1).abs().sum(1) > 0).all())
+
+
+@pytest.mark.parametrize(
+    "narrower",
+    [
+        Conv4(filters=6),
+        Conv4(filters=4, out_features=32),
+        Conv4(filters=4, out_features=None),
+        Conv4(3, filters=4),
+        Conv4(filters=4, image_size=40),
+        nn.Linear(2, 2),
+    ],
+    ids=["wider", "other width", "no linear layer", "in colour", "larger images", "else"],
+)
+def test_conv4_does_not_grow_from_what_it_is_no_wider_form_of(narrower: nn.Module) -> None:
+    wide = Conv4(filters=5)
+    before = {name: value.clone() for name, value in wide.state_dict().items()}
+    assert not wide.grow_from(narrower.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
+
+
 @pytest.mark.parametrize("size", [15, 1, 0])
 def test_conv4_refuses_images_too_small_for_four_poolings(size: int) -> None:
     with pytest.raises(ValueError, match=f"images of {size} pixels are too small for four 2x2 poolings"):

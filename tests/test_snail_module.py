@@ -229,6 +229,36 @@ def test_a_learner_that_takes_gradients_in_its_loss_cannot_be_compiled() -> None
         FewShot(MAML(nn.Linear(2, 2), ways=2), compile=True)
 
 
+# -- learning from a teacher ---------------------------------------------------------------------------------------
+
+
+def test_a_learner_with_a_teacher_comes_near_it_and_keeps_none_of_it() -> None:
+    torch.manual_seed(0)
+    teacher = Conv4(filters=6, image_size=16)
+    before = copy.deepcopy(teacher.state_dict())
+    module = FewShot(ProtoNet(Conv4(filters=4, image_size=16)), partial(torch.optim.Adam, lr=0.01), warmup=0)
+    names = module.state_dict().keys()
+    module.learn_from(teacher)
+    losses: list[float] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    trainer(max_epochs=1, callbacks=[Watch()]).fit(
+        module, datamodule=tiny(steps_per_epoch=60, batch_size=8, val_episodes=2)
+    )
+    assert sum(losses[-15:]) < 0.5 * sum(losses[:15])
+    assert module.state_dict().keys() == names
+    assert_same(before, teacher.state_dict())  # nor was its batch norm moved
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_learner_without_an_embedding_learns_from_no_teacher() -> None:
+    with pytest.raises(ValueError, match="MAML has no embedding that could learn from a teacher"):
+        FewShot(MAML(nn.Linear(2, 2), ways=2)).learn_from(nn.Linear(2, 2))
+
+
 # -- the learning rate -------------------------------------------------------------------------------------------
 
 

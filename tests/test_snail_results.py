@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snail import Result
-from snail.results import IDENTITY, merge_results, read_results, results_markdown, results_table
+from snail.results import IDENTITY, merge_results, read_results, results_markdown, results_table, trainings_before
 
 
 def row(**changed: Any) -> dict[str, Any]:
@@ -198,6 +198,21 @@ def test_what_came_before_a_training_is_told_together() -> None:
     del first["seconds"]
     last = results_markdown([row(training=trained("third", second))]).splitlines()[-1]
     assert "begun with second, after first of unknown training |" in last
+
+
+def test_a_teacher_is_told_of_once_with_what_came_before_it() -> None:
+    def trained(name: str, **before: dict[str, Any]) -> dict[str, Any]:
+        return {"run": name, "checkpoint": name, "steps": 1000, "seconds": 600, "hardware": "a GPU", **before}
+
+    first = trained("first")
+    teacher = trained("teacher", started_from=trained("growing", started_from=first))
+    pupil = trained("pupil", started_from=first, teacher=teacher)
+    told = results_markdown([row(training=trained("last", started_from=pupil))]).splitlines()[-1]
+    assert (
+        "| 1,000 steps, 10 min on a GPU, begun with pupil, after first of 2,000 steps, 20 min on a GPU, "
+        "taught by teacher, after growing of 2,000 steps, 20 min on a GPU |"
+    ) in told
+    assert [run["run"] for run in trainings_before(pupil)] == ["first", "teacher", "growing", "first"]
 
 
 def test_results_markdown_of_regression_has_a_line_for_each_number_of_inner_steps() -> None:
