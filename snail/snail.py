@@ -17,7 +17,7 @@ from .episodes import Episode
 from .learner import EmbeddingLearner, answer_loss, precise
 from .metric import prototypes, shifted_logits
 from .sequences import serialize
-from .start import begin_as_matching_network
+from .start import STARTS
 
 __all__ = ["SNAIL"]
 
@@ -44,8 +44,9 @@ class SNAIL(EmbeddingLearner):
             episodes of the ``batch``, which is harder and so teaches more. A class that happens to be in two of them
             counts as two there.
         start: Where training begins: with ``random`` layers; or ``matching``, with layers set so that they answer as a
-            matching network does (``snail/start.py``). All of them are there and are trained as otherwise. ``begin``
-            puts them in the midst of the embeddings, which the command does before the first step.
+            matching network does, or ``prototypes``, as a prototypical network does, for an embedding that was
+            trained for one (``snail/start.py``). All of them are there and are trained as otherwise. ``begin`` puts
+            them in the midst of the embeddings, which the command does before the first step.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, ways)``, raw logits.
@@ -68,7 +69,7 @@ class SNAIL(EmbeddingLearner):
         layers: Literal["all", "attention", "convolutions"] = "all",
         prototype_loss: float = 0.0,
         prototypes: Literal["episode", "batch"] = "episode",
-        start: Literal["random", "matching"] = "random",
+        start: Literal["random", "matching", "prototypes"] = "random",
     ) -> None:
         super().__init__(embedding)
         for what, size in (("embedding_dim", embedding_dim), ("ways", ways), ("max_shots", max_shots)):
@@ -82,7 +83,7 @@ class SNAIL(EmbeddingLearner):
         for what, word, words in (
             ("layers", layers, ("all", "attention", "convolutions")),
             ("prototypes", prototypes, ("episode", "batch")),
-            ("start", start, ("random", "matching")),
+            ("start", start, ("random", *STARTS)),
         ):
             if word not in words:
                 raise ValueError(f"{what} is {word!r}; choose {', '.join(words[:-1])} or {words[-1]}")
@@ -99,19 +100,20 @@ class SNAIL(EmbeddingLearner):
                 channels = blocks[-1].out_channels
         self.layers, self.start = layers, start
         self.network = Stack(*blocks, nn.Linear(channels, ways))
-        if start == "matching":
-            if layers != "all" or ways > 128:
+        if start in STARTS:
+            most, set_weights, _ = STARTS[start]
+            if layers != "all" or ways > most:
                 raise ValueError(
-                    f"start is 'matching', which needs all layers (here {layers}) and at most 128 ways (here {ways})"
+                    f"start is {start!r}, which needs all layers (here {layers}) and at most {most} ways (here {ways})"
                 )
-            begin_as_matching_network(self.network, embedding_dim, ways)
+            set_weights(self.network, embedding_dim, ways)
 
     def begin(self, items: Tensor) -> None:
-        """See ``Learner.begin``; a matching start takes the mean of these items' embeddings for its origin."""
-        if self.start == "matching":
+        """See ``Learner.begin``; a start as another learner takes its origin from these items' embeddings."""
+        if self.start in STARTS:
             with torch.no_grad():  # as in training, by the items' own statistics, and without keeping them
                 embedded = copy.deepcopy(self.embedding).train()(items)
-            begin_as_matching_network(self.network, self.embedding_dim, self.ways, embedded.mean(0))
+            STARTS[self.start].set_weights(self.network, self.embedding_dim, self.ways, embedded)
 
     @property
     def note(self) -> str:
@@ -119,8 +121,8 @@ class SNAIL(EmbeddingLearner):
         told = [] if self.layers == "all" else [f"{self.layers} alone"]
         if self.prototype_loss:
             told.append(f"prototype loss {self.prototype_loss:g}" + " over the batch" * (self.prototypes == "batch"))
-        if self.start == "matching":
-            told.append("begun as a matching network")
+        if self.start in STARTS:
+            told.append(STARTS[self.start].note)
         return ", ".join(told)
 
     def loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:

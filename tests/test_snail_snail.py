@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snail import SNAIL, AttentionBlock, Conv4, EmbeddingLearner, Episode, MatchingNetwork, TCBlock, serialize
+from snail import SNAIL, AttentionBlock, Conv4, EmbeddingLearner, Episode, MatchingNetwork, ProtoNet, TCBlock, serialize
 from snail.datasets.images import Images
 from snail.datasets.sampler import EpisodeSampler
 from snail.metric import prototype_logits
@@ -538,6 +538,46 @@ def test_snail_begins_as_a_matching_network(ways: int, c: int, shots: int) -> No
     assert learner.note == "begun as a matching network"
 
 
+@pytest.mark.parametrize(("ways", "c", "shots"), [(5, 12, 1), (20, 32, 3), (5, 2, 5)])
+def test_snail_begins_as_a_prototypical_network(ways: int, c: int, shots: int) -> None:
+    torch.manual_seed(0)
+    learner = SNAIL(nn.Identity(), c, ways, 5, start="prototypes").double().eval()
+    support, query = (nn.functional.normalize(torch.randn(2, n, c).double(), dim=-1) for n in (ways * shots, 7))
+    y = torch.stack([torch.arange(ways).repeat(shots)[torch.randperm(ways * shots)] for _ in range(2)])
+    same = (y.unsqueeze(2) == y.unsqueeze(1)).tril().double()
+    away = (support - same / same.sum(-1, keepdim=True) @ support).square().sum(-1)  # from the class's mean so far
+    midst = torch.cat(
+        [support.mean(1, keepdim=True) * ways * shots + query.unsqueeze(1).flatten(0, 1).view(2, 7, c)], 1
+    )
+    own = (query - midst / (ways * shots + 1)).square().sum(-1, keepdim=True)  # a query has no class: from all so far
+    logits = torch.cat([16 - 0.1 * torch.cdist(query, support).square() + 0.14 * away.unsqueeze(1), 0.14 * own], dim=-1)
+    read = logits.softmax(-1)[..., :-1] @ nn.functional.one_hot(y, ways).double()
+    torch.testing.assert_close(learner.answer(support, y, query), 40 * read, rtol=0, atol=0.02)
+    assert learner.note == "begun as a prototypical network"
+
+
+@pytest.mark.parametrize(("c", "within"), [(16, 8), (48, 14)])
+def test_a_start_with_prototypes_comes_nearer_to_a_prototypical_network_than_a_matching_one(
+    c: int, within: float
+) -> None:
+    torch.manual_seed(0)
+    centres = torch.randn(60, 20, 1, c) * math.sqrt(16 / c)
+    spread = (within / c * (0.5 + torch.rand(60, 20, 1, 1))).sqrt()  # each class varies by another amount
+    items, order = centres + spread * torch.randn(60, 20, 6, c), torch.randperm(100)
+    support, query = items[:, :, :5].flatten(1, 2)[:, order], items[:, :, 5]
+    y, truth = torch.arange(20).repeat_interleave(5)[order].expand(60, -1), torch.arange(20)
+    nearest = ProtoNet(nn.Identity()).answer(support, y, query).argmax(-1)
+    differ, wrong = {}, {"nearest": (nearest != truth).float().mean()}
+    for start in ("matching", "prototypes"):
+        learner = SNAIL(nn.Identity(), c, 20, 5, start=start).eval()
+        learner.begin(support[:4].flatten(0, 1))
+        with torch.no_grad():
+            answers = learner.answer(support, y, query).argmax(-1)
+        differ[start], wrong[start] = ((answers != other).float().mean() for other in (nearest, truth))
+    assert differ["prototypes"] < 0.6 * differ["matching"], differ
+    assert abs(wrong["prototypes"] - wrong["nearest"]) < 0.5 * (wrong["matching"] - wrong["nearest"]), wrong
+
+
 def test_a_matching_start_looks_at_embeddings_from_their_midst() -> None:
     torch.manual_seed(0)
     support, query, far = torch.randn(50, 5, 16) / 2, torch.randn(50, 7, 16) / 2, 6 * torch.randn(16).sign()
@@ -552,7 +592,7 @@ def test_a_matching_start_looks_at_embeddings_from_their_midst() -> None:
 
 def test_to_begin_changes_no_other_start_and_no_embedding() -> None:
     torch.manual_seed(0)
-    for start in ("random", "matching"):
+    for start in ("random", "matching", "prototypes"):
         learner = SNAIL(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), 6, 3, 2, start=start)
         before = {name: value.clone() for name, value in learner.state_dict().items()}
         learner.begin(torch.randn(9, 4))
@@ -569,9 +609,10 @@ def test_snail_of_many_channels_begins_by_comparing_some_directions_of_them() ->
     assert (learner.answer(support, y, query).argmax(-1) == y).float().mean() > 0.95
 
 
-def test_snail_begun_as_a_matching_network_is_the_same_network_all_of_which_learns() -> None:
+@pytest.mark.parametrize("start", ["matching", "prototypes"])
+def test_snail_begun_as_another_learner_is_the_same_network_all_of_which_learns(start: Any) -> None:
     torch.manual_seed(0)
-    begun, plain = (SNAIL(nn.Identity(), DIM, 3, 2, start=start) for start in ("matching", "random"))
+    begun, plain = (SNAIL(nn.Identity(), DIM, 3, 2, start=word) for word in (start, "random"))
     shapes = [{name: value.shape for name, value in learner.state_dict().items()} for learner in (begun, plain)]
     assert shapes[0] == shapes[1]
     episode = draw_episode().map_items(Tensor.float)
@@ -584,10 +625,25 @@ def test_snail_begun_as_a_matching_network_is_the_same_network_all_of_which_lear
     assert all(not torch.equal(value, before[name]) for name, value in begun.named_parameters())
 
 
-@pytest.mark.parametrize(("ways", "layers"), [(129, "all"), (5, "convolutions"), (5, "attention")])
-def test_snail_says_what_a_matching_network_needs(ways: int, layers: Any) -> None:
-    with pytest.raises(ValueError, match=f"needs all layers .here {layers}. and at most 128 ways .here {ways}."):
-        SNAIL(nn.Identity(), 4, ways, 1, start="matching", layers=layers)
+@pytest.mark.parametrize(
+    ("start", "most", "ways", "layers"),
+    [
+        ("matching", 128, 129, "all"),
+        ("matching", 128, 5, "convolutions"),
+        ("matching", 128, 5, "attention"),
+        ("prototypes", 64, 65, "all"),
+    ],
+)
+def test_snail_says_what_its_start_needs(start: Any, most: int, ways: int, layers: Any) -> None:
+    with pytest.raises(ValueError, match=f"needs all layers .here {layers}. and at most {most} ways .here {ways}."):
+        SNAIL(nn.Identity(), 4, ways, 1, start=start, layers=layers)
+
+
+def test_a_start_with_prototypes_does_without_means_where_there_is_one_example() -> None:
+    learner = SNAIL(nn.Identity(), 4, 1, 1, start="prototypes").eval()
+    assert (
+        learner.answer(torch.randn(1, 1, 4), torch.zeros(1, 1, dtype=torch.long), torch.randn(1, 2, 4)).isfinite().all()
+    )
 
 
 # -- what is left out to see what it does --------------------------------------------------------------------------
