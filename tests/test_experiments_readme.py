@@ -263,22 +263,34 @@ def test_rates_are_what_their_runs_measured() -> None:
 
 def test_longer_training_gave_what_the_page_says() -> None:
     folder = SHIPPED / "results" / "longer"
-    records, config = (
-        json.loads((folder / "scores.json").read_text()),
-        yaml.safe_load((folder / "config.yaml").read_text()),
-    )
+    before, longer = (json.loads((folder / f"{name}.json").read_text()) for name in ("before", "scores"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     steps = config["trainer"]["max_epochs"] * config["data"]["init_args"]["steps_per_epoch"]
-    before = records[0]["training"]["started_from"]["started_from"]
-    assert (before["steps"], f"{before['seconds'] / 60:.0f} minutes") == (steps, "84 minutes")
+    began = longer[0]["training"]["started_from"]["started_from"]
+    assert (began["steps"], f"{began['seconds'] / 60:.0f} minutes") == (steps, "84 minutes")
     assert f"{steps:,} further steps, 84 minutes, before the same end" in MEASURED
-    for learner in ("SNAIL", "ProtoNet"):
+    for line, learner, records in (
+        ("SNAIL before", "SNAIL", before),
+        ("SNAIL, 10,000 steps more", "SNAIL", longer),
+        ("ProtoNet, 10,000 steps more", "ProtoNet", longer),
+    ):
         cells = [
             f"{record['accuracy']:.2f} ± {record['ci95']:.2f}"
             for setting in ((5, 1), (5, 5), (20, 1), (20, 5))
             for record in records
             if (record["learner"], record["ways"], record["shots"]) == (learner, *setting)
         ]
-        assert f"| {learner} | {' | '.join(cells)} |" in MEASURED
+        assert f"| {line} | {' | '.join(cells)} |" in MEASURED
+
+
+def test_the_teacher_was_trained_as_the_page_says() -> None:
+    record = read_results([SHIPPED / "results" / "omniglot_random_protonet_taught" / "results.json"])[0]
+    last = record["training"]["teacher"]
+    filters = "Conv-4 of 64-96-192-256, max-pooled"
+    assert {r["network"] for r in read_results([SHIPPED / "results" / last["run"] / "results.json"])} == {filters}
+    assert "more filters (64, 96, 192 and 256)" in MEASURED
+    assert [last["started_from"]["steps"], last["steps"]] == [3000, 240]
+    assert "was trained 3,000 steps further" in MEASURED and "240 on images as they are" in MEASURED
 
 
 def test_half_of_the_mistakes_are_on_as_few_images_as_the_page_says() -> None:
