@@ -166,7 +166,7 @@ def run_trainer(
         rest, _ = take(rest, "--config")  # it named the run; the run's own config and the flags count
         rest = ["--config", yaml.safe_dump(config, sort_keys=False), *rest]
         told = {"linked": content.get(LINKED_KEY, {}), "started_from": content.get(STARTED_KEY, {})}
-        make([command, *rest], name=config.get("name", name), checkpoint=checkpoint, **told)
+        make([command, *rest], name=config.get("name", name), checkpoint=checkpoint, trust=trust, **told)
         return
     make([command, *rest], name=name, trust=trust)
 

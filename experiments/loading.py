@@ -84,8 +84,8 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
         trust: See ``load_run``.
 
     Returns:
-        The run's name, the checkpoint's hash, the parts of the learner that have its weights (``grown``: those that
-        grew from them), what its training took.
+        The run's name, the checkpoint's hash, the parts of the learner that have its weights or grew from them,
+        what its training took.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -97,10 +97,10 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
     shapes = [{name: getattr(value, "shape", None) for name, value in state.items()} for state in (given, own)]
     parts = [part for part in dict.fromkeys(name.split(".")[0] for name in own) if _alike(part, *shapes)]
     learner.load_state_dict({name: given[name] for name in own if name.split(".")[0] in parts}, strict=False)
-    grown = [name for name, part in learner.named_children() if name not in parts and _grow(part, name, given)]
-    if not parts + grown:
+    parts += [name for name, part in learner.named_children() if name not in parts and _grow(part, name, given)]
+    if not parts:
         raise ValueError(f"no part of {type(learner).__name__} is built as one of {run.checkpoint}")
-    return facts | {"parts": parts + grown} | ({"grown": grown} if grown else {})
+    return facts | {"parts": parts}
 
 
 def load_teacher(data: EpisodeData, path: Path | str, *, trust: Iterable[str] = ()) -> tuple[nn.Module, dict[str, Any]]:

@@ -26,6 +26,8 @@ GLYPHS = {
     "class_path": "snail.datasets.Glyphs",
     "init_args": {"glyph_seed": 3, "ways": 3, "eval_shots": [1, 2], "test_episodes": 4},
 }
+QUICK = ["--trainer.max_epochs=1", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=2"]
+QUICK += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--keep_memory=false", "--data.glyph_seed=3"]
 
 
 @pytest.fixture
@@ -190,9 +192,7 @@ def test_fit_starts_from_a_run_and_every_record_tells_of_it(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    quick = ["--trainer.max_epochs=1", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=2"]
-    quick += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--keep_memory=false", "--data.glyph_seed=3"]
-    quick += ["--model.learner.embedding.filters=4", "--model.optimizer.lr=0", "--data.queries=1"]
+    quick = [*QUICK, "--model.learner.embedding.filters=4", "--model.optimizer.lr=0", "--data.queries=1"]
     assert main(["fit", "--name=after", f"--start_from={run}", *quick]) == 0
     assert ", begun with embedding of run;" in capfd.readouterr().out
     kept = read_checkpoint(Path("runs/after/last.ckpt"))
@@ -211,7 +211,7 @@ def test_fit_starts_from_a_run_and_every_record_tells_of_it(
 def test_an_embedding_grows_from_a_narrower_one(run: Path) -> None:
     learner = ProtoNet(Conv4(filters=[5, 6, 4, 7]))
     facts = start_from(learner, Glyphs(glyph_seed=3), run)
-    assert facts["parts"] == facts["grown"] == ["embedding"]
+    assert facts["parts"] == ["embedding"]
     images = torch.rand(3, 1, 28, 28)
     given = load_run(run).learner
     torch.testing.assert_close(learner.eval().embedding(images), given.embedding(images))
@@ -224,9 +224,7 @@ def test_fit_learns_from_a_run_and_every_record_tells_of_it(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    quick = ["--trainer.max_epochs=1", "--data.steps_per_epoch=2", "--data.batch_size=2", "--data.val_episodes=2"]
-    quick += ["--data.test_episodes=2", "--trainer.accelerator=cpu", "--keep_memory=false", "--data.glyph_seed=3"]
-    quick += ["--model.learner=snail.ProtoNet", "--model.learner.embedding=snail.Conv4", "--trainer.precision=32-true"]
+    quick = [*QUICK, "--model.learner=snail.ProtoNet", "--model.learner.embedding=snail.Conv4"]
     quick += ["--model.learner.embedding.filters=4"]
     assert main(["fit", "--name=pupil", f"--start_from={run}", f"--teacher={run}", *quick]) == 0
     assert ", begun with embedding of run, taught by run;" in capfd.readouterr().out
@@ -242,6 +240,24 @@ def test_fit_learns_from_a_run_and_every_record_tells_of_it(
     assert records and all(record["training"]["teacher"] == taught for record in records)
     assert main(["fit", "--ckpt_path=runs/pupil", "--trainer.max_epochs=3"]) == 1
     assert "run does not exist" in capfd.readouterr().err
+
+
+def test_a_run_that_goes_on_trusts_for_its_teacher_what_it_is_told_to(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trusted: list[list[str]] = []
+
+    def load(*args: Any, trust: list[str]) -> Any:
+        trusted.append(trust)
+        return load_teacher(*args, trust=trust)
+
+    monkeypatch.setattr("snail.experiments.trainer_cli.load_teacher", load)
+    quick = [*QUICK, "--model.learner=snail.ProtoNet", "--model.learner.embedding=snail.Conv4"]
+    quick += ["--model.learner.embedding.filters=4"]
+    assert main(["fit", "--name=pupil", f"--teacher={run}", "--trust=one", *quick]) == 0
+    assert main(["fit", "--ckpt_path=runs/pupil", "--trainer.max_epochs=2", "--trust=two"]) == 0
+    assert trusted == [["one"], ["two"]]
 
 
 def test_a_teacher_with_embeddings_of_another_width_is_one_sentence(

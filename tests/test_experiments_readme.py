@@ -283,6 +283,20 @@ def test_longer_training_gave_what_the_page_says() -> None:
         assert f"| {line} | {' | '.join(cells)} |" in MEASURED
 
 
+def test_what_a_start_as_a_prototypical_network_changed_is_what_the_page_says() -> None:
+    results = SHIPPED / "results"
+
+    def of_5_ways_1_shot(path: Path) -> float:
+        (found,) = (r["accuracy"] for r in read_results([path]) if (r["ways"], r["shots"]) == (5, 1))
+        return round(found, 2)
+
+    now = of_5_ways_1_shot(results / "omniglot_random_5way_final" / "results.json")
+    before = of_5_ways_1_shot(results / "longer" / "before.json")
+    pupil = of_5_ways_1_shot(results / "omniglot_random_protonet_taught" / "results.json")
+    assert f"5-way 1-shot lost {before - now:.2f}" in MEASURED
+    assert f"There SNAIL is {pupil - now:.2f} below the ProtoNet" in MEASURED
+
+
 def test_the_teacher_was_trained_as_the_page_says() -> None:
     record = read_results([SHIPPED / "results" / "omniglot_random_protonet_taught" / "results.json"])[0]
     last = record["training"]["teacher"]
