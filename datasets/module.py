@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
+from torch import Tensor
 
 from snail.episodes import Episode
 
-from .augmentation import distort
+from .augmentation import distort, mirror, recolour
 from .images import PARTS, Images
 from .prepared import Pixels
 from .sampler import DrawnBatches, Episodes, EpisodeSampler, Sampler, choose_shots
@@ -194,11 +195,14 @@ class ImageData(EpisodeData):
             episode, as in the papers. All of them if not given.
         distortion: How much training images are turned, stretched, slanted and shifted at random each time they are
             seen, 1 as ``snail.datasets.augmentation.distort`` says; 0 leaves them as they are.
+        mirrored_at_random: Whether training images are turned left to right at random, for photographs.
+        recolouring: How much brightness, contrast and saturation of training images vary at random, 1 as
+            ``snail.datasets.augmentation.recolour`` says; 0 leaves them as they are.
         **kwargs: See ``EpisodeData``.
 
     Raises:
-        ValueError: If ``distortion`` is negative; of ``max_queries`` see ``EpisodeSampler``, of ``train_classes``
-            ``Images.first``.
+        ValueError: If ``distortion`` or ``recolouring`` is negative; of ``max_queries`` see ``EpisodeSampler``, of
+            ``train_classes`` ``Images.first``.
     """
 
     ways: int
@@ -214,19 +218,23 @@ class ImageData(EpisodeData):
         train_classes: int | None = None,
         max_queries: int | None = None,
         distortion: float = 0.0,
+        mirrored_at_random: bool = False,
+        recolouring: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if distortion < 0:
-            raise ValueError(f"distortion is {distortion:g}; it must be at least 0")
-        self.distortion, self.max_queries = distortion, max_queries
+        for what, strength in (("distortion", distortion), ("recolouring", recolouring)):
+            if strength < 0:
+                raise ValueError(f"{what} is {strength:g}; it must be at least 0")
+        self.distortion, self.recolouring, self.mirrored_at_random = distortion, recolouring, mirrored_at_random
+        self.max_queries = max_queries
         self.ways, self.train_ways = ways, ways if train_ways is None else train_ways
         self.fixed_labels, self.train_classes = fixed_labels, train_classes
         self._images: dict[str, Images] = {}
 
     @property
     def changes(self) -> list[str]:
-        """See ``EpisodeData.changes``; it tells of few classes, of labels that are kept, and of distorted images."""
+        """See ``EpisodeData.changes``; it tells of few classes, of labels that are kept, and of changed images."""
         told = super().changes
         if self.train_classes is not None:
             told.append(f"{self.train_classes:,} classes")
@@ -234,6 +242,10 @@ class ImageData(EpisodeData):
             told.append("each class with one label")
         if self.distortion:
             told.append(f"images distorted by {self.distortion:g}")
+        if self.mirrored_at_random:
+            told.append("mirrored at random")
+        if self.recolouring:
+            told.append(f"recoloured by {self.recolouring:g}")
         return told
 
     @abstractmethod
@@ -276,8 +288,13 @@ class ImageData(EpisodeData):
     def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
         """Put images in the place of indices in training; a scorer does so itself, once for each image."""
         if self.trainer is not None and self.trainer.training:
-            return batch.map_items(lambda indices: distort(self.images("train").take(indices), self.distortion))
+            return batch.map_items(lambda indices: self._varied(self.images("train").take(indices)))
         return batch
+
+    def _varied(self, images: Tensor) -> Tensor:
+        """Training images as they are seen this time."""
+        images = distort(images, self.distortion, outside="zeros" if self.ink else "reflection")
+        return recolour(mirror(images) if self.mirrored_at_random else images, self.recolouring)
 
 
 @dataclass(eq=False)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, get_args
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .episodes import Episode
 from .learner import Learner, answer_loss, name_network
+from .recorded import Recorded
 from .tasks import Statistics, batch_norm_layers, run_tasks, side_by_side
 
 __all__ = ["BatchNorm", "GradientLearner", "InnerRates", "LearnedRates", "Task", "task_losses"]
@@ -151,6 +153,9 @@ class GradientLearner(Learner):
             order would not be the same twice, or cannot be copied.
         recompute: Whether inner steps are computed again in the backward pass instead of kept, so that memory hardly
             grows with their number.
+        record: Whether on a GPU the kernels of a training step are recorded once for each shape and then replayed
+            (``snail.recorded``), which spares the time of starting thousands of them one by one. It needs a network
+            that looks at no number in a tensor; one that does is run as it is, with a warning.
 
     Shape:
         ``(b, s, *item), (b, s), (b, q, *item) -> (b, q, n)`` logits; with labels ``(b, s, d)`` values ``(b, q, d)``.
@@ -182,6 +187,7 @@ class GradientLearner(Learner):
         tasks_at_once: int | None = None,
         threads: int | None = None,
         recompute: bool = False,
+        record: bool = True,
     ) -> None:
         super().__init__()
         if embedding_dim is not None and ways is None:
@@ -218,6 +224,8 @@ class GradientLearner(Learner):
         own = dict(self.network.named_parameters())
         self.rates = InnerRates({name: own[name] for name in self.adapted}, inner_rate, learn_rates, steps)
         self.meta_steps = 0
+        self.record = record
+        self._recorded = Recorded(self._meta_gradients)
 
     def _prepare_batch_norm(self) -> None:
         layers = batch_norm_layers(self.network)
@@ -321,7 +329,7 @@ class GradientLearner(Learner):
         """
         tensors = (episode.support_x, episode.support_y, episode.query_x, episode.query_y)
         with torch.enable_grad():
-            groups = self._each_group("_meta_gradient", *tensors)
+            groups = self._replayed(*tensors) if self._may_record(tensors[0]) else self._meta_gradients(*tensors)
         total = torch.stack([group.loss for group in groups]).sum() / len(episode)
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gradients = [_sum_of(each) for each in zip(*(group.gradients for group in groups), strict=True)]
@@ -330,6 +338,9 @@ class GradientLearner(Learner):
             self.meta_steps += 1
         _, logs = answer_loss(torch.cat([group.answer for group in groups]), episode)
         return _WithGradient.apply(total, gradients, 1 / len(episode), *parameters), logs
+
+    def _meta_gradients(self, *tensors: Tensor) -> list[_Group]:
+        return self._each_group("_meta_gradient", *tensors)
 
     def _meta_gradient(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> _Group:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -341,6 +352,32 @@ class GradientLearner(Learner):
         wanted = bool(parameters) and loss.requires_grad
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if wanted else [None] * len(parameters)
         return _Group(loss.detach(), gradients, answer.detach(), task.found)
+
+    # -- on a GPU: recorded and replayed -------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether the loss does not change any more as training goes on, but for the weights."""
+        return True
+
+    def _may_record(self, support_x: Tensor) -> bool:
+        on_gpu = support_x.device.type == "cuda"
+        return self.record and on_gpu and self.settled and not torch.is_autocast_enabled("cuda")
+
+    def _replayed(self, *tensors: Tensor) -> list[_Group]:
+        read = [*self.parameters(), *self.buffers()]
+        try:
+            groups = self._recorded(*tensors, reads=read, depends_on=self.training)
+        except RuntimeError as error:
+            self.record = False
+            warnings.warn(
+                f"a training step of {type(self).__name__} cannot be recorded ({str(error).splitlines()[0]}); it is "
+                f"run as it is, which is slower (record=False says so beforehand)",
+                stacklevel=2,
+            )
+            return self._meta_gradients(*tensors)
+        # The next replay writes over these.
+        return [replace(g, gradients=[None if x is None else x.clone() for x in g.gradients]) for g in groups]
 
     # -- some tasks after the others, and side by side -----------------------------------------------------------
 

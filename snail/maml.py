@@ -70,6 +70,11 @@ class MAML(GradientLearner):
             told.append(f"multi-step loss until {self.multi_step_loss}")
         return ", ".join(told)
 
+    @property
+    def settled(self) -> bool:
+        """See ``GradientLearner.settled``: once nothing is annealed any more."""
+        return self.meta_steps >= max(self.multi_step_loss, self.second_order_from)
+
     def importance(self) -> list[float]:
         """The weight of the queries' loss after each step, from the first to the last; they sum to 1."""
         if self.meta_steps >= self.multi_step_loss:

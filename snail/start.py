@@ -41,9 +41,10 @@ def begin_as_matching_network(network: Stack, c: int, n: int, items: Tensor | No
     Args:
         network: SNAIL's: attention, convolutions, attention, convolutions, attention, linear layer.
         c: Channels of the embedding, the first of the input; if the first convolutions have fewer pairs of filters,
-            distances are those along as many random directions.
+            distances are those along as many directions.
         n: Ways, the next channels of the input; no more than the second attention reads.
-        items: Some embeddings ``(i, c)``, whose mean is the origin; zero if not given.
+        items: Some embeddings ``(i, c)``. Their mean is the origin, and directions that there is no room for are those
+            in which they differ least; if not given, the origin is zero and directions are chosen at random.
     """
     _compare(network, c, n, items, nearness=0.5, sure=10)
 
@@ -62,8 +63,7 @@ def begin_as_prototypical_network(network: Stack, c: int, n: int, items: Tensor 
         network: See ``begin_as_matching_network``.
         c: See there.
         n: Ways; no more than the first attention compares.
-        items: Some embeddings ``(i, c)``. Their mean is the origin, and what the first attention has no room for is
-            what they differ in least; without them it is chosen at random.
+        items: See there.
     """
     attention, convolutions = cast(AttentionBlock, network.blocks[0]), cast(TCBlock, network.blocks[1])
     _compare(network, c, n, items, nearness=SOFT, sure=40)
@@ -93,7 +93,7 @@ def _compare(network: Stack, c: int, n: int, items: Tensor | None, *, nearness: 
     attention, last = cast(AttentionBlock, attention), cast(nn.Linear, last)
     pairs, label = _pairs(layer), slice(c, c + n)
     with torch.no_grad():
-        directions = nn.init.orthogonal_(layer.conv.bias.new_empty(pairs, c))
+        directions = _widest(pairs, c, items if c > pairs else None).to(layer.conv.bias)
         shift = _shift(directions, items)
         seen = directions.new_zeros(pairs, layer.conv.taps.in_features)
         seen[:, :c] = directions

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from test_datasets_omniglot_reader import NAMES
 
 from snail import NearestNeighbour, evaluate
 from snail.datasets import Glyphs, ImageData, Images, Omniglot, omniglot
+from snail.datasets.augmentation import mirror, recolour
 from snail.datasets.images import split_hash
 from snail.datasets.sampler import EpisodeSampler
 
@@ -162,6 +164,27 @@ def test_training_images_are_distorted_when_asked_and_no_others() -> None:
     assert torch.equal(ready, again)
     with pytest.raises(ValueError, match="distortion is -1; it must be at least 0"):
         Tiny(distortion=-1)
+
+
+def test_training_photographs_are_mirrored_and_recoloured_when_asked_and_reflected_at_their_edges() -> None:
+    data = Tiny(ways=2, mirrored_at_random=True, recolouring=0.5)
+    data.trainer = training()
+    batch = next(iter(data.train_dataloader()))
+    torch.manual_seed(0)
+    plain, seen = data.images("train").take(batch.support_x), data.on_after_batch_transfer(batch, 0).support_x
+    torch.manual_seed(0)
+    assert torch.equal(seen, recolour(mirror(plain), 0.5))
+    assert data.training_notes == {"note": "mirrored at random, recoloured by 0.5"}
+    with pytest.raises(ValueError, match="recolouring is -1; it must be at least 0"):
+        Tiny(recolouring=-1)
+
+    edges = []
+    for ink in (False, True):
+        data = Tiny(ways=2, distortion=1)
+        data.ink, data.trainer = ink, training()
+        data._images["train"] = replace(data.images("train"), pixels=torch.full_like(data.images("train").pixels, 255))
+        edges.append(data.on_after_batch_transfer(batch, 0).support_x.min())
+    assert edges[0] == pytest.approx(1) and edges[1] < 0.9
 
 
 def test_few_training_classes_are_the_first_of_them_and_told() -> None:
