@@ -1,8 +1,9 @@
-"""Batch norm and max pooling that are differentiated twice at little cost, for one task or many under ``vmap``.
+"""Layers that are differentiated twice at little cost, for one task or many under ``vmap``.
 
 The inner loop differentiates through its own gradients. Beside convolutions that time goes into these two: torch writes
 the second derivative of batch norm as some twenty passes over the maps, of which the closed form here needs five; and
-pooling, like batch norm, is several times slower where the layout of the maps is lost on the way.
+pooling, like batch norm, is several times slower where the layout of the maps is lost on the way. On a GPU convolutions
+of which each task has weights of its own are slow themselves.
 
 Axes: ``i`` item, ``c`` channel, ``b`` task under ``vmap``.
 """
@@ -12,10 +13,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["batch_norm", "max_pool2d"]
+__all__ = ["batch_norm", "conv2d", "max_pool2d"]
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """Convolve ``x`` ``(i, c, h, w)`` as one product of matrices, of what each place sees and the weights.
+
+    For weights that differ from task to task: ``vmap`` makes one batch of products of them, but groups of channels of
+    ``torch.conv2d``, for which GPUs have slow kernels alone.
+
+    Args:
+        x: ``(i, c, h, w)``.
+        weight: ``(o, c, kh, kw)``.
+        bias: ``(o,)``; 0 if not given.
+        stride: Along h and w.
+        padding: Zeros on either side, likewise.
+
+    Returns:
+        ``(i, o, *)``.
+    """
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
+    seen = x.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])  # (i, h, w, c, kh, kw)
+    i, h, w = seen.shape[:3]
+    y = seen.reshape(i * h * w, -1) @ weight.flatten(1).T
+    return (y if bias is None else y + bias).view(i, h, w, -1).permute(0, 3, 1, 2)
 
 
 def batch_norm(

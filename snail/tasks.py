@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from .second_order import batch_norm, max_pool2d
+from .second_order import batch_norm, conv2d, max_pool2d
 
 __all__ = ["Statistics", "batch_norm_layers", "run_tasks", "side_by_side"]
 
@@ -70,7 +70,7 @@ def run_tasks(
 
     def one(own: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Statistics]:
         share = 1.0 if counted is None else counted / len(x)
-        mode = _TaskOperations(network, share, averages, find, alone=len(items) == 1)
+        mode = _TaskOperations(network, own, share, averages, find, alone=len(items) == 1)
         # The network sees no parameter itself: torch takes a lock where a gradient ends, and two threads that use the
         # same parameter, one of them in a Function of Python's, can wait for each other without end.
         given = {**(shared or {}), **own}
@@ -106,11 +106,24 @@ class _TaskOperations(TorchFunctionMode):
     """What some operations mean while a network runs for one task.
 
     Batch norm and pooling are those of ``second_order``: with weights of each task torch's own batch norm has a second
-    derivative under ``vmap`` that is silently wrong, and elsewhere a slow one.
+    derivative under ``vmap`` that is silently wrong, and elsewhere a slow one. On a GPU convolutions by weights of each
+    task are too.
     """
 
-    def __init__(self, network: nn.Module, share: float, averages: Statistics | None, find: bool, alone: bool) -> None:
+    products_on = ("cuda",)
+    """Devices on which a convolution of many tasks, each with weights of its own, is done as a product of matrices."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        own: Mapping[str, Tensor],
+        share: float,
+        averages: Statistics | None,
+        find: bool,
+        alone: bool,
+    ) -> None:
         super().__init__()
+        self.own = () if alone else tuple(map(id, own.values()))
         self.share = share  # of the items that statistics are taken of; they come first
         self.averages = averages
         self.find = find
@@ -127,6 +140,8 @@ class _TaskOperations(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
+        if func is F.conv2d and id(kwargs.get("weight", args[1:] and args[1])) in self.own:
+            return self._conv2d(*args, **kwargs)
         if func is F.max_pool2d:
             return max_pool2d(self._laid_out(args[0]), *args[1:], **kwargs, channels_last=self.channels_last)
         if func in (torch.Tensor.contiguous, torch.Tensor.to):  # vmap knows no other memory format than the plain one
@@ -134,6 +149,21 @@ class _TaskOperations(TorchFunctionMode):
         if func is F.adaptive_avg_pool2d and args[1:] in ((1,), ((1, 1),)):  # slow under vmap, and the same as this
             return args[0].mean((-2, -1), keepdim=True)
         return func(*args, **kwargs)
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        plain = groups == 1 and tuple(_pair(dilation)) == (1, 1) and input.ndim == 4 and not isinstance(padding, str)
+        if plain and input.device.type in self.products_on:
+            return conv2d(input, weight, bias, _pair(stride), _pair(cast(Any, padding)))
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
 
     def _batch_norm(
         self,
@@ -173,6 +203,10 @@ class _TaskOperations(TorchFunctionMode):
         """Maps of a task alone; those of several are laid out where ``vmap`` puts them side by side."""
         alone = self.channels_last and self.alone and maps.ndim == 4
         return maps.contiguous(memory_format=torch.channels_last) if alone else maps
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _lies_channels_last(weight: Tensor) -> bool:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from snail import AttentionBlock
+from snail import AttentionBlock, second_order, tasks
 from snail.tasks import batch_norm_layers, run_tasks
 
 DOUBLE = torch.float64
@@ -138,6 +139,55 @@ def test_run_tasks_has_an_exact_second_derivative_by_weights_of_each_task(name: 
 
     assert torch.autograd.gradcheck(output, values, fast_mode=True, atol=1e-6, rtol=1e-5)
     assert torch.autograd.gradgradcheck(output, values, fast_mode=True, atol=1e-6, rtol=1e-5)
+
+
+CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d]] = {
+    "plain": lambda: nn.Conv2d(2, 3, 3),
+    "strided, padded": lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2)),
+    "without bias": lambda: nn.Conv2d(2, 3, 1, bias=False),
+    "circular": lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+    "same": lambda: nn.Conv2d(2, 3, 3, padding="same"),
+    "dilated": lambda: nn.Conv2d(2, 3, 2, dilation=2),
+    "groups": lambda: nn.Conv2d(2, 4, 3, groups=2),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_run_tasks_on_a_gpu_makes_convolutions_products_of_matrices_that_are_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products: list[tuple[int, ...]] = []
+
+    def noted(x: Tensor, *options: Any) -> Tensor:
+        products.append(tuple(x.shape))
+        return second_order.conv2d(x, *options)
+
+    monkeypatch.setattr(tasks, "conv2d", noted)
+    network = CONVOLUTIONS[kind]().double()
+    weights, items = of_tasks(network, 2), numbers(2, 3, 2, 6, 5).requires_grad_()
+    given = (items, *weights.values())
+
+    def output(items: Tensor, *values: Tensor) -> Tensor:
+        return run_tasks(network, dict(zip(weights, values, strict=True)), items)[0].square()
+
+    expected = output(*given)
+    gradients = torch.autograd.grad(expected.sin().sum(), given)
+    assert not products
+    monkeypatch.setattr(tasks._TaskOperations, "products_on", ("cpu",))
+    torch.testing.assert_close(output(*given), expected)
+    assert len(products) == (kind not in ("same", "dilated", "groups"))
+    for gradient, by_hand in zip(torch.autograd.grad(output(*given).sin().sum(), given), gradients, strict=True):
+        torch.testing.assert_close(gradient, by_hand)
+    assert torch.autograd.gradgradcheck(output, given, fast_mode=True, atol=1e-6, rtol=1e-5)
+
+
+def test_run_tasks_leaves_convolutions_whose_weights_all_tasks_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks._TaskOperations, "products_on", ("cpu",))
+    monkeypatch.setattr(tasks, "conv2d", lambda *given: pytest.fail("a product of matrices"))
+    network, items = nn.Conv2d(1, 2, 3).double(), numbers(2, 3, 1, 4, 4)
+    weights = of_tasks(network, 2)
+    run_tasks(network, {"bias": weights["bias"]}, items)
+    run_tasks(network, of_tasks(network, 1), items[:1])  # nor those of a task alone
 
 
 @pytest.mark.parametrize("counted", [None, 4])

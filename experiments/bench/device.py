@@ -105,13 +105,18 @@ class Setting:
         """How many of them are in a step."""
         return self.episodes * (self.ways if self.learner == "SNAIL" else 1)
 
-    def build(self) -> Learner:
-        """The learner, always with the same weights."""
+    @property
+    def ways_to_run(self) -> tuple[Way, ...]:
+        """Those that there are for the learner; the others must agree with the first."""
+        return WAYS if self.learner == "SNAIL" else tuple(w for w in WAYS if w.dtype == "float32" and not w.compiled)
+
+    def build(self, *, record: bool = False) -> Learner:
+        """The learner, always with the same weights; ``record`` is MAML's."""
         torch.manual_seed(0)
         if self.learner == "SNAIL":
             return SNAIL(Conv4(filters=self.filters), 64, self.ways, self.shots)
         network = Conv4(filters=self.filters, out_features=None, strided=True)
-        return MAML(network, self.filters, self.ways, inner_rate=0.4, batch_norm="transductive")
+        return MAML(network, self.filters, self.ways, inner_rate=0.4, batch_norm="transductive", record=record)
 
 
 SETTINGS = (Setting("SNAIL", 5, 5), Setting("SNAIL", 20, 5), Setting("MAML", 5, 1))
@@ -124,7 +129,7 @@ class Way:
     Args:
         dtype: ``float32``, or ``bfloat16``: autocast to it.
         compiled: Whether the learner is compiled (``torch.compile``).
-        graph: Whether forward, loss and backward are captured as a CUDA graph and replayed.
+        graph: Whether forward, loss and backward are captured as a CUDA graph and replayed; MAML does so by itself.
     """
 
     dtype: str
@@ -141,8 +146,7 @@ class Way:
 WAYS = tuple(
     Way(dtype, compiled, graph) for graph in (False, True) for compiled in (False, True) for dtype in TOLERANCE
 )
-"""Every way of SNAIL; the others must agree with the first. MAML has the first alone: it takes gradients within its
-forward pass, and does not keep its accuracy in half precision."""
+"""Every way of SNAIL. MAML takes gradients within its forward pass, so it is not compiled, and stays in float32."""
 
 
 def reason_against(way: Way, device: str, backend: str | None) -> str | None:
@@ -182,13 +186,13 @@ class Step:
         images = Images(pixels, tuple(map(str, range(CLASSES))), (IMAGES,) * CLASSES)
         self.sampler = EpisodeSampler(images, "random/train", ways=setting.ways, shots=setting.shots, queries=1, seed=0)
         self.images = images.to(device)
-        self.learner = setting.build().to(device)
+        self.learner = setting.build(record=way.graph).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters())
         self.batches = 1  # drawn so far; the gradient that ways are compared by is on the first
         if way.compiled:
             self.learner.compile(backend=backend)
         self.autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=way.dtype == "bfloat16")
-        self.backward = self._captured() if way.graph else self._eager
+        self.backward = self._captured() if way.graph and setting.learner == "SNAIL" else self._eager
 
     def __call__(self) -> None:
         """Take a step."""
@@ -559,7 +563,7 @@ def main(argv: Sequence[str]) -> int:
     report |= {"meaning": {**MEANING, "share": SHARE[device]}, "left_out": {}, "rates": _rates(options), "rows": []}
     for setting in (setting for setting in SETTINGS if setting.ways == 5 or not options.quick):
         setting = replace(setting, episodes=options.episodes)
-        for way in WAYS if setting.learner == "SNAIL" else WAYS[:1]:
+        for way in setting.ways_to_run:
             job = _Job(setting, way, device, options.compile or "", options.steps, options.timings,
                        torch.get_num_threads(), options.keep_memory)  # fmt: skip
             if reason := reason_against(way, device, options.compile):
