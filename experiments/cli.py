@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from snail.results import read_results, record_text, results_markdown, results_table
+from snail.results import outcomes, read_results, record_text, results_markdown, results_table
 
 from .options import check_picture, take
 from .published import with_published
@@ -232,18 +232,25 @@ def list_results(argv: Sequence[str]) -> str:
 
     Args:
         argv: Runs' folders or ``results.json`` files; ``--markdown`` for tables to paste, a line for each run;
-            ``--picture FILE`` to draw them too.
+            ``--picture FILE`` to draw them too; ``--data NAME`` for those on a data set alone, ``--outcomes`` without
+            runs that another of the same learner goes on from.
     """
     argv, pictures = take(argv, "--picture")
+    argv, data = take(argv, "--data")
     for picture in pictures:
         check_picture(Path(picture))
-    if unknown := [arg for arg in argv if arg.startswith("-") and arg != "--markdown"]:
+    if unknown := [arg for arg in argv if arg.startswith("-") and arg not in ("--markdown", "--outcomes")]:
         raise ValueError(
-            f"there is no option {unknown[0]}; it is snail results [--markdown] [--picture FILE] [RUN ...]"
+            f"there is no option {unknown[0]}; it is snail results [--markdown] [--outcomes] [--data NAME] "
+            f"[--picture FILE] [RUN ...]"
         )
     given = [Path(arg) for arg in argv if not arg.startswith("-")]
     paths = given or sorted(SHIPPED.glob("results/*/results.json"))
     found = read_results([path / "results.json" if path.is_dir() else path for path in paths], must_exist=True)
+    if strange := sorted(set(data) - {record["dataset"] for record in found}):
+        raise ValueError(f"there is no result on {strange[0]!r}; leave --data out to see all")
+    found = [record for record in found if not data or record["dataset"] in data]
+    found = list(outcomes(found)) if "--outcomes" in argv else found
     records = [with_published(record) for record in (found if given else sorted(found, key=_the_papers_first))]
     for picture in pictures:
         from .pictures import draw_results

@@ -100,7 +100,7 @@ def start_from(learner: Learner, data: EpisodeData, path: Path | str, *, trust: 
     parts += [name for name, part in learner.named_children() if name not in parts and _grow(part, name, given)]
     if not parts:
         raise ValueError(f"no part of {type(learner).__name__} is built as one of {run.checkpoint}")
-    return facts | {"parts": parts}
+    return facts | {"parts": [part for part in parts if part != "_extra_state"]}  # counters, which are no part
 
 
 def load_teacher(data: EpisodeData, path: Path | str, *, trust: Iterable[str] = ()) -> tuple[nn.Module, dict[str, Any]]:

@@ -12,6 +12,7 @@ from .records import markdown_rows, merge_records, read_records, text_table
 __all__ = [
     "learner_label",
     "merge_results",
+    "outcomes",
     "read_results",
     "record_text",
     "results_markdown",
@@ -67,6 +68,17 @@ def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict
         ValueError: If the file is there but is not a list of records.
     """
     return merge_records(path, read_results([path]), records, IDENTITY)
+
+
+def outcomes(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records without stages: without runs that another among them, of the same learner and network, goes on from."""
+    records = list(records)
+    stages = {
+        (record["learner"], record.get("network"), before["run"])
+        for record in records
+        for before in _chain(record.get("training", {}))
+    }
+    return [r for r in records if (r["learner"], r.get("network"), r.get("run")) not in stages]
 
 
 NEEDED = ("dataset", "split", "learner", "shots", "episodes", "ci95", "batch_norm")

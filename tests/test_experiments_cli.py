@@ -606,6 +606,26 @@ def test_results_that_ship_begin_with_the_papers_data_and_learner(capfd: pytest.
         assert learners == sorted(learners, reverse=True)
 
 
+def test_results_of_the_data_that_is_asked_for_and_without_stages(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = {"dataset": "a", "split": "s/test", "learner": "L", "run": "first", "ways": 5, "shots": 1, "episodes": 2}
+    first |= {"batch_norm": "inductive", "accuracy": 50.0, "ci95": 1.0}
+    second = first | {"run": "second", "training": {"started_from": {"run": "first"}}}
+    Path("both.json").write_text(json.dumps([first, second, first | {"dataset": "b", "run": "other"}]))
+    for options, expected in (
+        ([], ["first", "second", "other"]),
+        (["--outcomes"], ["second", "other"]),
+        (["--data", "a"], ["first", "second"]),
+        (["--data=a", "--data", "b", "--outcomes", "--markdown"], ["second", "other"]),
+    ):
+        capfd.readouterr()
+        assert main(["results", "both.json", *options]) == 0
+        printed = capfd.readouterr().out
+        assert [run for run in ("first", "second", "other") if run in printed] == expected
+    assert "there is no result on 'c'; leave --data out" in fails(["results", "--data=c", "both.json"], capfd)
+
+
 def test_results_are_drawn(trained: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = trained / "runs" / "small"
     assert main(["results", "--picture=drawn.png", str(run)]) == 0
@@ -615,7 +635,7 @@ def test_results_are_drawn(trained: Path, here: Path, capfd: pytest.CaptureFixtu
     other = [records[0] | {"accuracy": records[0]["accuracy"] + 1}, *records[1:]]
     assert results_hash(other) != results_hash(records)
     assert "needs a value" in fails(["results", "--picture"], capfd)
-    assert "there is no option --image=x.png; it is snail results [--markdown] [--picture FILE]" in fails(
+    assert "there is no option --image=x.png; it is snail results [--markdown] [--outcomes] [--data NAME]" in fails(
         ["results", "--image=x.png"], capfd
     )
     Path("none.json").write_text("[]")

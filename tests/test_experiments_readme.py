@@ -150,7 +150,14 @@ def test_the_gate_runs_the_readmes_test_command() -> None:
 
 
 def test_readme_results_are_what_the_command_prints() -> None:
-    assert between("snail results --markdown") == printed(["results", "--markdown"])
+    outcomes = [
+        "results",
+        "--markdown",
+        "--outcomes",
+        *(f"--data={name}" for name in ("omniglot", "mini_imagenet", "glyphs")),
+    ]
+    assert between(f"snail {' '.join(outcomes)}") == printed(outcomes)
+    assert between("snail results --markdown", MEASURED) == printed(["results", "--markdown"])
     assert between("snail rl results --markdown", MEASURED) == printed(["rl", "results", "--markdown"])
     assert f"can expect more than {bayes_optimal_value(5, 10):.3f}" in " ".join(MEASURED.split())
 

@@ -144,12 +144,13 @@ def test_what_cannot_be_recorded_is_run_as_it_is_with_a_warning(monkeypatch: pyt
         (MAMLPlusPlus, {"multi_step_loss": 2}),
     ],
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_recorded_step_on_a_gpu_trains_as_one_that_is_run(kind: Any, options: Any) -> None:
     shots = (1, 1, 2, 1, 2, 2)
     episodes = [draw_episode(seed, k).map_items(Tensor.double).to("cuda") for seed, k in enumerate(shots)]
-    recorded, plain = (
-        train(build(kind, record=record, **options).to("cuda", torch.float64), episodes) for record in (True, False)
-    )
+    learners = [build(kind, record=record, **options).to("cuda", torch.float64) for record in (True, False)]
+    recorded, plain = (train(learner, episodes) for learner in learners)
+    assert learners[0].record and learners[0]._recorded._recordings
     torch.testing.assert_close(recorded, plain)
 
 

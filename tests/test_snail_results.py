@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from snail import Result
-from snail.results import IDENTITY, merge_results, read_results, results_markdown, results_table, trainings_before
+from snail.results import (
+    IDENTITY,
+    merge_results,
+    outcomes,
+    read_results,
+    results_markdown,
+    results_table,
+    trainings_before,
+)
 
 
 def row(**changed: Any) -> dict[str, Any]:
@@ -227,3 +235,24 @@ def test_results_markdown_of_regression_has_a_line_for_each_number_of_inner_step
         "| SNAIL | 1 | 0.750 ± 0.100 | 0.500 ± 0.100 | inductive | 100 |",
         "| SNAIL | 0 | 3.000 ± 0.100 |  | inductive | 100 |",
     ]
+
+
+def test_outcomes_leave_out_the_stages_of_the_same_learner_and_network() -> None:
+    def record(run: str, *before: str, learner: str = "ProtoNet", network: str = "Conv-4") -> dict[str, Any]:
+        training: dict[str, Any] = {}
+        for name in reversed(before):
+            training = {"started_from": {"run": name} | training}
+        return {"learner": learner, "network": network, "run": run, "training": training}
+
+    records = [
+        record("first"),
+        record("second", "first"),
+        record("third", "second", "first"),
+        record("alone"),
+        record("wide", network="Conv-4 of 96"),
+        record("other", "third", "second", "first", learner="SNAIL"),
+        record("grown", "wide"),
+        {"learner": "NearestNeighbour", "network": "pixels"},
+    ]
+    assert outcomes(records) == records[2:]
+    assert outcomes(records[:1]) == records[:1]

@@ -181,13 +181,20 @@ def test_run_tasks_on_a_gpu_makes_convolutions_products_of_matrices_that_are_the
     assert torch.autograd.gradgradcheck(output, given, fast_mode=True, atol=1e-6, rtol=1e-5)
 
 
-def test_run_tasks_leaves_convolutions_whose_weights_all_tasks_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_tasks_leaves_convolutions_of_shared_weights_and_big_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(tasks._TaskOperations, "products_on", ("cpu",))
     monkeypatch.setattr(tasks, "conv2d", lambda *given: pytest.fail("a product of matrices"))
     network, items = nn.Conv2d(1, 2, 3).double(), numbers(2, 3, 1, 4, 4)
     weights = of_tasks(network, 2)
     run_tasks(network, {"bias": weights["bias"]}, items)
     run_tasks(network, of_tasks(network, 1), items[:1])  # nor those of a task alone
+    monkeypatch.setattr(tasks._TaskOperations, "most_numbers", 3 * 4 * 4 * 9 - 1)
+    run_tasks(network, weights, items)  # nor what makes a big matrix
+    monkeypatch.setattr(tasks._TaskOperations, "most_numbers", 3 * 4 * 4 * 9)
+    with pytest.raises(pytest.fail.Exception, match="a product of matrices"):
+        run_tasks(network, weights, items)
 
 
 @pytest.mark.parametrize("counted", [None, 4])
