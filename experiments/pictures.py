@@ -44,7 +44,7 @@ BLUE, ORANGE, GREY = "#0b5fa5", "#d9661f", "#8a8a8a"
 
 
 def draw_learning_curve(metrics: Path, picture: Path, *, chance: float | None, title: str) -> None:
-    """Training loss and validation score over optimiser steps, from a run's ``metrics.csv``.
+    """Training loss over optimiser steps, and validation score where there was any, from a run's ``metrics.csv``.
 
     Args:
         metrics: The file to read.
@@ -59,23 +59,24 @@ def draw_learning_curve(metrics: Path, picture: Path, *, chance: float | None, t
         points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key)]
         return [x for x, _ in points], [y for _, y in points]
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(*column("train/loss"), color=GREY, linewidth=1)
-    left.set(title="training loss", xlabel="optimiser step", ylim=(0, None))
     heads = list(rows[0]) if rows else []
     metric = metric_in(heads, "val/") or METRICS["accuracy"]
     prefix, suffix = f"val/{metric.name}_", "shot"
     shots = sorted(int(key.removeprefix(prefix).removesuffix(suffix)) for key in heads if key.startswith(prefix))
-    for number, color in zip(shots, (BLUE, ORANGE, *[GREY] * len(shots)), strict=False):
-        right.plot(*column(f"{prefix}{number}{suffix}"), color=color, marker=".", label=f"{number}-shot")
-    if chance is not None:
-        right.axhline(chance, color=GREY, linestyle=":", label="chance")
-    right.set(title=", ".join(filter(None, (f"validation {metric.title}", metric.unit.strip()))))
-    right.set(xlabel="optimiser step", **({"ylim": metric.ends} if metric.ends else {"yscale": "log"}))
-    if right.get_legend_handles_labels()[0]:
-        right.legend(loc="lower right" if metric.higher_is_better else "upper right", frameon=False)
-    for axes in (left, right):
+    panels = 2 if shots else 1
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    left, *validation = figure.subplots(1, panels, squeeze=False)[0]
+    left.plot(*column("train/loss"), color=GREY, linewidth=1)
+    left.set(title="training loss", xlabel="optimiser step", ylim=(0, None))
+    for axes in validation:
+        for number, color in zip(shots, (BLUE, ORANGE, *[GREY] * len(shots)), strict=False):
+            axes.plot(*column(f"{prefix}{number}{suffix}"), color=color, marker=".", label=f"{number}-shot")
+        if chance is not None:
+            axes.axhline(chance, color=GREY, linestyle=":", label="chance")
+        axes.set(title=", ".join(filter(None, (f"validation {metric.title}", metric.unit.strip()))))
+        axes.set(xlabel="optimiser step", **({"ylim": metric.ends} if metric.ends else {"yscale": "log"}))
+        axes.legend(loc="lower right" if metric.higher_is_better else "upper right", frameon=False)
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)

@@ -19,7 +19,7 @@ from snail import SNAIL, Episode, FewShot, Result, evaluate
 from snail.datasets import Glyphs
 from snail.experiments import cli, pictures, runs, trainer_cli
 from snail.experiments.cli import main
-from snail.experiments.pictures import results_hash
+from snail.experiments.pictures import draw_learning_curve, results_hash
 from snail.experiments.published import with_published
 from snail.files import file_hash
 from snail.results import read_results, record_text
@@ -604,6 +604,16 @@ def test_results_that_ship_begin_with_the_papers_data_and_learner(capfd: pytest.
     for lines in tables:
         learners = [line.split(" | ")[0].strip("| ").startswith("SNAIL") for line in lines if line.startswith("| ")][2:]
         assert learners == sorted(learners, reverse=True)
+
+
+@pytest.mark.parametrize(("heads", "panels"), [("step,train/loss", 1), ("step,train/loss,val/accuracy_1shot", 2)])
+def test_a_learning_curve_has_a_panel_for_validation_where_there_was_one(
+    heads: str, panels: int, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.csv").write_text(f"{heads}\n1,0.5{',40' * (panels - 1)}\n2,0.4{',50' * (panels - 1)}\n")
+    draw_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", chance=20, title="a run")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.width == 540 * panels
 
 
 def test_results_of_the_data_that_is_asked_for_and_without_stages(
