@@ -29,17 +29,20 @@ class Recorded(Generic[T]):
     def __init__(self, function: Callable[..., T]) -> None:
         self.function = function
         self._recordings: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], T]] = {}
+        self._read: Hashable = None
 
     def __call__(self, *arguments: Tensor, reads: Iterable[Tensor] = (), depends_on: Hashable = None) -> T:
         """The function of ``arguments``.
 
         Args:
             arguments: Tensors, whose shapes and types choose the recording.
-            reads: Other tensors that it reads, such as parameters; if they come to lie elsewhere it is recorded anew.
-            depends_on: What else it depends on; likewise.
+            reads: Other tensors that it reads, such as parameters; if they come to lie elsewhere all is recorded anew.
+            depends_on: What else chooses the recording.
         """
-        shapes = tuple((x.shape, x.dtype, x.device) for x in arguments)
-        key = shapes, tuple((x.data_ptr(), x.requires_grad) for x in reads), depends_on
+        read = tuple((x.data_ptr(), x.requires_grad) for x in reads)
+        if read != self._read:
+            self._recordings, self._read = {}, read
+        key = tuple((x.shape, x.dtype, x.device) for x in arguments), depends_on
         if key not in self._recordings:
             self._recordings[key] = self._record(*arguments)
         graph, given, outcome = self._recordings[key]
@@ -50,7 +53,7 @@ class Recorded(Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the recordings, of which a copy makes its own."""
-        return {"function": self.function, "_recordings": {}}
+        return {"function": self.function, "_recordings": {}, "_read": None}
 
     def _record(self, *arguments: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], T]:
         device = arguments[0].device

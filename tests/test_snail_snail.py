@@ -610,6 +610,23 @@ def test_snail_of_many_channels_begins_by_comparing_some_directions_of_them() ->
 
 
 @pytest.mark.parametrize("start", ["matching", "prototypes"])
+def test_snail_of_many_channels_begins_by_comparing_the_directions_in_which_embeddings_differ(start: Any) -> None:
+    torch.manual_seed(0)
+    few = torch.nn.init.orthogonal_(torch.empty(60, 384))  # of 384 directions
+    learner = SNAIL(nn.Identity(), 384, 5, 1, start=start).eval()
+    y = torch.arange(5).expand(400, 5)
+    support, query = (torch.randn(400, 5, 60) @ few / 4 for _ in range(2))
+    nearest = torch.cdist(query, support).argmin(-1)
+
+    def right() -> float:
+        return (learner.answer(support, y, query).argmax(-1) == nearest).float().mean().item()
+
+    by_chance = right()
+    learner.begin(torch.randn(500, 60) @ few / 4)
+    assert by_chance < 0.75 and right() > 0.9
+
+
+@pytest.mark.parametrize("start", ["matching", "prototypes"])
 def test_snail_begun_as_another_learner_is_the_same_network_all_of_which_learns(start: Any) -> None:
     torch.manual_seed(0)
     begun, plain = (SNAIL(nn.Identity(), DIM, 3, 2, start=word) for word in (start, "random"))
