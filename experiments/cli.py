@@ -250,7 +250,7 @@ def list_results(argv: Sequence[str]) -> str:
     if strange := sorted(set(data) - {record["dataset"] for record in found}):
         raise ValueError(f"there is no result on {strange[0]!r}; leave --data out to see all")
     found = [record for record in found if not data or record["dataset"] in data]
-    found = list(outcomes(found)) if "--outcomes" in argv else found
+    found = outcomes(found) if "--outcomes" in argv else found
     records = [with_published(record) for record in (found if given else sorted(found, key=_the_papers_first))]
     for picture in pictures:
         from .pictures import draw_results

@@ -60,7 +60,7 @@ class Recorded(Generic[T]):
         given = tuple(x.clone() for x in arguments)
         # A few runs beforehand choose algorithms and take memory, on a stream of their own, as torch asks for.
         with torch.cuda.device(device), torch.random.fork_rng([device]):
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(3):

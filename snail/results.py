@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .evaluation import METRICS, Metric, metric_in
 from .records import markdown_rows, merge_records, read_records, text_table
@@ -19,6 +19,8 @@ __all__ = [
     "results_table",
     "trainings_before",
 ]
+
+R = TypeVar("R", bound=Mapping[str, Any])
 
 IDENTITY = (
     "dataset",
@@ -70,7 +72,7 @@ def merge_results(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict
     return merge_records(path, read_results([path]), records, IDENTITY)
 
 
-def outcomes(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def outcomes(records: Iterable[R]) -> list[R]:
     """Records without stages: without runs that another among them, of the same learner and network, goes on from."""
     records = list(records)
     stages = {

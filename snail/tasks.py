@@ -168,7 +168,7 @@ class _TaskOperations(TorchFunctionMode):
             places = input[:, 0].numel() // (down * right)  # or so
             if places * weight[0].numel() <= self.most_numbers:
                 return conv2d(input, weight, bias, (down, right), _pair(cast(Any, padding)))
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
     def _batch_norm(
         self,
