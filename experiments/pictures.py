@@ -410,7 +410,8 @@ def draw_ablation(variants: Sequence[Mapping[str, Any]], picture: Path) -> None:
 
 def _error_axis(axes: Axes) -> None:
     axes.set(xscale="log", xlabel="error, %")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 3000 else (1,)))
     axes.xaxis.set_major_formatter(lambda number, _: f"{number:g}")
     axes.xaxis.set_minor_formatter("")
     axes.spines[["top", "right", "left"]].set_visible(False)
