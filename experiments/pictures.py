@@ -66,7 +66,8 @@ def draw_learning_curve(metrics: Path, picture: Path, *, chance: float | None, t
     panels = 2 if shots else 1
     figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
     left, *validation = figure.subplots(1, panels, squeeze=False)[0]
-    left.plot(*column("train/loss"), color=GREY, linewidth=1)
+    losses = column("train/loss")
+    left.plot(*losses, color=GREY, linewidth=1, marker="." if len(losses[0]) < 2 else "")
     left.set(title="training loss", xlabel="optimiser step", ylim=(0, None))
     for axes in validation:
         for number, color in zip(shots, (BLUE, ORANGE, *[GREY] * len(shots)), strict=False):
