@@ -314,6 +314,14 @@ def test_the_teacher_was_trained_as_the_page_says() -> None:
     assert "was trained 3,000 steps further" in MEASURED and "240 on images as they are" in MEASURED
 
 
+def test_what_photographs_as_they_are_gave_is_what_the_page_says() -> None:
+    for name in ("annealed", "undistorted"):
+        records = read_results([SHIPPED / "results" / f"mini_imagenet_protonet_residual_{name}" / "results.json"])
+        said = " / ".join(f"{record['accuracy']:.2f}" for record in sorted(records, key=lambda r: r["shots"]))
+        assert said in MEASURED
+    assert records[0]["training"]["steps"] == 30 and "30 steps on\n  those" in MEASURED
+
+
 def test_half_of_the_mistakes_are_on_as_few_images_as_the_page_says() -> None:
     records = read_results([SHIPPED / "results" / "omniglot_random_20way_final" / "results.json"])
     (record,) = (record for record in records if record["shots"] == 5)
