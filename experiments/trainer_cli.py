@@ -333,15 +333,17 @@ class SnailCLI(RunCLI):
             if parameter.ndim == 4:  # of a convolution of images; those of volumes have no such layout
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         self.datamodule.prepare_data()
+        learner, data = self.model.learner, self.datamodule
         if self.subcommand == "fit" and self.checkpoint is None and self.options.start_from is not None:
-            learner, data = self.model.learner, self.datamodule
             self.started_from = start_from(learner, data, self.options.start_from, trust=self.trust)
         if self.subcommand == "fit" and self.options.teacher is not None:
             teacher, self.teacher = load_teacher(self.datamodule, self.options.teacher, trust=self.trust)
             self.model.learn_from(teacher)
         self._check_episodes()
         if self.subcommand == "fit" and self.checkpoint is None:
-            self._begin()
+            whole = {name for name, _ in learner.named_children()} <= set(self.started_from.get("parts", ()))
+            if not whole:  # which keeps what it has learned
+                self._begin()
         return super().instantiate_trainer(**kwargs)
 
     def _begin(self) -> None:

@@ -208,6 +208,20 @@ def test_fit_starts_from_a_run_and_every_record_tells_of_it(
     assert ", begun with run of unknown training" in results_markdown(records)
 
 
+@pytest.mark.parametrize("shots", [2, 3])
+def test_a_learner_that_starts_whole_keeps_its_layers_whatever_its_own_start(
+    shots: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    still = [*QUICK, "--model.learner.embedding.filters=4", "--model.optimizer.lr=0", "--model.learner.start=matching"]
+    of_as_many_ways = ["--data.ways=3", f"--data.train_shots=[1,{shots}]", "--data.eval_shots=[1]"]
+    assert main(["fit", "--name=after", f"--start_from={run}", *still, *of_as_many_ways]) == 0
+    after = read_checkpoint(Path("runs/after/last.ckpt"))["state_dict"]
+    given = load_run(run).learner.state_dict()
+    kept = [torch.equal(value, after[f"learner.{n}"]) for n, value in given.items() if n.startswith("network.blocks.1")]
+    assert all(kept) is (shots == 2)  # for more shots it is built otherwise
+
+
 def test_an_embedding_grows_from_a_narrower_one(run: Path) -> None:
     learner = ProtoNet(Conv4(filters=[5, 6, 4, 7]))
     facts = start_from(learner, Glyphs(glyph_seed=3), run)
