@@ -341,8 +341,8 @@ class SnailCLI(RunCLI):
             self.model.learn_from(teacher)
         self._check_episodes()
         if self.subcommand == "fit" and self.checkpoint is None:
-            whole = {name for name, _ in learner.named_children()} <= set(self.started_from.get("parts", ()))
-            if not whole:  # which keeps what it has learned
+            parts = {name.split(".")[0] for name in learner.state_dict()} - {"_extra_state"}
+            if not parts <= set(self.started_from.get("parts", ())):  # one that starts whole keeps what it has learned
                 self._begin()
         return super().instantiate_trainer(**kwargs)
 

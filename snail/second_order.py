@@ -2,8 +2,8 @@
 
 The inner loop differentiates through its own gradients. Beside convolutions that time goes into these two: torch writes
 the second derivative of batch norm as some twenty passes over the maps, of which the closed form here needs five; and
-pooling, like batch norm, is several times slower where the layout of the maps is lost on the way. On a GPU convolutions
-of which each task has weights of its own are slow themselves.
+pooling, like batch norm, is several times slower where the layout of the maps is lost on the way. On a GPU small
+convolutions of which each task has weights of its own are slow themselves.
 
 Axes: ``i`` item, ``c`` channel, ``b`` task under ``vmap``.
 """
@@ -23,8 +23,8 @@ __all__ = ["batch_norm", "conv2d", "max_pool2d"]
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     """Convolve ``x`` ``(i, c, h, w)`` as one product of matrices, of what each place sees and the weights.
 
-    For weights that differ from task to task: ``vmap`` makes one batch of products of them, but groups of channels of
-    ``torch.conv2d``, for which GPUs have slow kernels alone.
+    For weights that differ from task to task: ``vmap`` makes one batch of products of them, but of ``torch.conv2d``
+    groups of channels, which are slower on a GPU while they are small.
 
     Args:
         x: ``(i, c, h, w)``.

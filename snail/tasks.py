@@ -106,8 +106,8 @@ class _TaskOperations(TorchFunctionMode):
     """What some operations mean while a network runs for one task.
 
     Batch norm and pooling are those of ``second_order``: with weights of each task torch's own batch norm has a second
-    derivative under ``vmap`` that is silently wrong, and elsewhere a slow one. On a GPU convolutions by weights of each
-    task are too.
+    derivative under ``vmap`` that is silently wrong, and elsewhere a slow one. On a GPU so are small convolutions by
+    weights of each task.
     """
 
     products_on = ("cuda",)
